@@ -1,0 +1,119 @@
+"""What every recipe shares: all fields with their defaults, and the two ways to change them.
+
+A recipe file calls `base()` and overwrites what differs. Every field says where its value comes
+from: [P] the UniWav paper, [D] DinoSR's released code, [V] Voicebox, [O] our choice.
+"""
+
+import ml_collections
+
+
+def base() -> ml_collections.ConfigDict:
+    """All fields; the sizes and the schedule are overwritten by each recipe."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.data = {
+        "shards": "",  # "DIR" or "DIR:0.7,DIR:0.3"; --data sets it
+        "validation": "",  # shards whose validation split is measured; "" = that of `shards`
+        "crop_frames": 768,  # 15.36 s
+        "min_seconds": 2.5,  # shorter clips of one speaker are joined [O]
+        "exclude_speakers": (),
+        "workers": 0,  # reading processes; 0 = threads of this process
+    }
+    config.features = {
+        "name": "log_mel",
+        "sample_rate": 16_000,
+        "hop": 320,  # 50 frames/s [P]
+        "window": 1024,
+        "channels": 80,  # [O]
+        "low_hz": 0.0,
+        "high_hz": 8_000.0,
+        "floor": 1e-5,
+        "statistics_positions": 2_000,
+        "deviation_floor": 1e-3,
+    }
+    config.masking = {
+        "fraction": 0.567,  # measured coverage of mask_prob 0.8 and length 10 [D]
+        "span": 10,  # frames [D]
+        "shortest": 20,  # frames; shorter rows are not trained on
+    }
+    config.encoder = {
+        "depth": 12,
+        "width": 768,
+        "heads": 12,
+        "positions": "conv",  # "conv" [D], "rope" [O] or "conv+rope"
+        "position_layers": 5,
+        "position_groups": 16,
+        "position_kernel": 19,
+    }
+    config.teacher = {
+        "targets": 8,  # K: the last K layers [D]
+        "decay_start": 0.999,
+        "decay_end": 0.9999,
+        "decay_updates": 30_000,
+        "freeze_after": -1,  # updates after which the teacher rests; -1 = never
+    }
+    config.codebooks = {"size": 256, "decay": 0.9}  # [D]
+    config.decoder = {
+        "depth": 8,
+        "width": 768,
+        "heads": 12,
+        "time_channels": 256,
+        "condition_dropout": 0.1,  # [V]
+        "sigma_min": 1e-5,  # [V]
+    }
+    config.objective = {"decoder_weight": 0.25}  # lambda [O]; 0 builds no decoder
+    config.optimizer = {
+        "learning_rate": 5e-4,
+        "schedule": "tri_stage",  # "cosine" or "tri_stage" [D]
+        "warmup": 0.03,  # fraction of the steps
+        "hold": 0.47,
+        "floor": 0.01,  # tri-stage starts and ends at floor * peak [O]
+        "beta1": 0.9,
+        "beta2": 0.98,
+        "epsilon": 1e-6,
+        "weight_decay": 0.01,
+        "clip": 1.0,
+    }
+    config.training = {
+        "steps": 400_000,
+        "batch_size": 256,  # crops of one step over all devices and micro-batches
+        "accumulation": 1,  # micro-batches a step
+        "compute_dtype": "bfloat16",
+        "parameter_dtype": "float32",
+        "non_finite_limit": 10,  # skipped updates in a row that stop the run
+        "collapse_perplexity": 2.0,  # below it, after the warm-up, the run stops
+    }
+    config.parallel = {
+        "data": -1,  # -1 = whatever is left
+        "fsdp": 1,
+        "tensor": 1,
+        "remat": "none",  # "none", "dots" or "full"
+        "unroll": 1,
+        "attention": "reference",
+    }
+    config.checkpoint = {"every": 1_000, "keep": 2, "keep_every": 50_000}
+    config.telemetry = {
+        "log_every": 50,
+        "validate_every": 1_000,
+        "validation_batches": 8,  # at most
+        "samples_every": 5_000,
+        "samples": 2,
+        "tensorboard": True,
+        "wandb": False,
+    }
+    config.evaluation = {
+        "utterances": 600,  # labelled utterances a part, at most
+        "frames": 40_000,  # frames a part, at most
+        "seeds": 3,
+        "ridge": (1e-2, 1e-1, 1.0, 10.0, 100.0, 1_000.0),  # strengths per training frame x 1e-4
+        "context": 4,  # frames on either side for the log-mel baseline
+        "shots": (1, 5),
+        "generations": 48,  # utterances that are resynthesised and infilled
+        "gap_seconds": 1.0,
+        "evaluations": 32,  # of the vector field [V]
+        "solver": "midpoint",
+        "guidance": 0.7,  # alpha [V]
+        "griffin_lim_iterations": 32,
+        "stripe_frames": 10,
+    }
+    return config

@@ -1,0 +1,5 @@
+"""The one exception for a user's mistake; shared with the data side."""
+
+from data_pipelines.errors import UserError
+
+__all__ = ["UserError"]
