@@ -99,10 +99,12 @@ class LogMel:
         angles = jax.random.uniform(jax.random.key(seed), magnitude.shape, magnitude.dtype)
         phase = jnp.exp(2j * jnp.pi * angles)
 
+        momentum = 0.99
+
         def refine(_, carry):
             phase, previous = carry
             rebuilt = self.spectrum(self.waveform(magnitude * phase))
-            ahead = rebuilt + 0.99 / 1.99 * (rebuilt - previous) * 1.0
+            ahead = rebuilt - momentum / (1.0 + momentum) * previous
             return ahead / jnp.maximum(jnp.abs(ahead), 1e-16), rebuilt
 
         phase, _ = jax.lax.fori_loop(0, iterations, refine, (phase, jnp.zeros_like(phase)))

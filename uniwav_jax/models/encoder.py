@@ -1,0 +1,105 @@
+"""The representation encoder: projection, mask vector, positions, Transformer (system page, 2)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from uniwav_jax.errors import UserError
+from uniwav_jax.models.transformer import Compute, EncoderLayer, layer_norm, scan, stack
+
+POSITIONS = ("conv", "rope", "conv+rope")
+
+
+class ConvolutionalPositions(nnx.Module):
+    """Grouped convolutions, each followed by a LayerNorm without affine and a GELU [D]."""
+
+    def __init__(
+        self, width: int, layers: int, groups: int, kernel: int, compute: Compute, rngs: nnx.Rngs
+    ):
+        self.convolutions = nnx.List(
+            nnx.Conv(
+                width,
+                width,
+                kernel_size=(kernel,),
+                feature_group_count=groups,
+                dtype=compute.dtype,
+                param_dtype=compute.parameter_dtype,
+                rngs=rngs,
+            )
+            for _ in range(layers)
+        )
+
+    def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
+        """x [batch, frames, width]; padding is zeroed before each convolution, so none leaks in."""
+        for convolution in self.convolutions:
+            x = convolution(jnp.where(valid[..., None], x, 0))
+            x = jax.nn.gelu(layer_norm(x), approximate=False)
+        return x
+
+
+class Encoder(nnx.Module):
+    """Features -> residual stream after every layer.
+
+    With depth 0 there are neither layers nor a final norm: h0 is all there is.
+    """
+
+    def __init__(self, config, channels: int, compute: Compute, rngs: nnx.Rngs):
+        encoder = config.encoder
+        if encoder.positions not in POSITIONS:
+            raise UserError(
+                f"encoder.positions = '{encoder.positions}' is unknown; choose one of {POSITIONS}."
+            )
+        self.compute = compute
+        self.depth = encoder.depth
+        self.projection = compute.linear(channels, encoder.width, rngs)
+        self.mask_vector = nnx.Param(
+            jax.random.uniform(rngs.params(), (encoder.width,), compute.parameter_dtype)
+        )
+        self.positions = None
+        if "conv" in encoder.positions:
+            self.positions = ConvolutionalPositions(
+                encoder.width,
+                encoder.position_layers,
+                encoder.position_groups,
+                encoder.position_kernel,
+                compute,
+                rngs,
+            )
+        if self.depth:
+            rotary = "rope" in encoder.positions
+            self.layers = stack(
+                lambda r: EncoderLayer(encoder.width, encoder.heads, rotary, compute, r),
+                self.depth,
+                rngs,
+            )
+            self.final_norm = compute.norm(encoder.width, rngs)
+
+    def embed(self, x: jax.Array, valid: jax.Array, mask: jax.Array) -> jax.Array:
+        """h0: x [batch, frames, channels], valid and mask bool [batch, frames] -> [.., width].
+
+        The mask vector replaces the projection of masked frames before positions are added.
+        """
+        h = self.projection(x.astype(self.compute.dtype))
+        h = jnp.where(mask[..., None], self.mask_vector.astype(h.dtype), h)
+        if self.positions is not None:
+            h = h + self.positions(h, valid)
+        return jnp.where(valid[..., None], h, 0)
+
+    def __call__(self, h: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """h0 -> (last residual stream, all z^(l) and all feed-forward outputs [depth, ...])."""
+        return run_layers(self.layers, h, valid, self.compute)
+
+
+def run_layers(layers, h: jax.Array, valid: jax.Array, compute: Compute):
+    """Runs a stack of `EncoderLayer` (the student's or the teacher's) from h0.
+
+    Returns (last residual stream [batch, frames, width], residual streams after each layer and
+    feed-forward outputs before the residual add, both [depth, batch, frames, width]).
+    """
+
+    def apply(layer, x, _):
+        x, feed_forward = layer(x, valid)
+        return x, (x, feed_forward)
+
+    last, (streams, feed_forwards) = scan(layers, h, apply, compute)
+    return last, streams, feed_forwards

@@ -1,0 +1,139 @@
+"""Transformer layers and stacks shared by encoder, teacher and decoder.
+
+Layers of a stack are one module whose parameters have a leading layer axis, run by `lax.scan`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from uniwav_jax.errors import UserError
+from uniwav_jax.models.attention import attention, rotate
+
+EPSILON = 1e-5
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How a model computes, as opposed to what: dtypes and the program's shape."""
+
+    dtype: jnp.dtype
+    parameter_dtype: jnp.dtype
+    remat: str = "none"
+    unroll: int = 1
+    attention: str = "reference"
+
+    def __post_init__(self):
+        if self.remat not in REMAT:
+            raise UserError(
+                f"parallel.remat = '{self.remat}' is unknown; choose one of {tuple(REMAT)}."
+            )
+
+    def linear(self, inputs: int, outputs: int, rngs: nnx.Rngs, kernel_init=None) -> nnx.Linear:
+        """Linear layer with bias; Glorot-uniform kernel unless told."""
+        return nnx.Linear(
+            inputs,
+            outputs,
+            dtype=self.dtype,
+            param_dtype=self.parameter_dtype,
+            kernel_init=kernel_init or nnx.initializers.xavier_uniform(),
+            rngs=rngs,
+        )
+
+    def norm(self, width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+        """LayerNorm with scale and bias; statistics are at least float32."""
+        return nnx.LayerNorm(
+            width,
+            epsilon=EPSILON,
+            dtype=self.dtype,
+            param_dtype=self.parameter_dtype,
+            use_fast_variance=False,
+            rngs=rngs,
+        )
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """LayerNorm over the last axis without affine, statistics at least float32; keeps the dtype."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = wide - wide.mean(-1, keepdims=True)
+    variance = (centred**2).mean(-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + EPSILON)).astype(x.dtype)
+
+
+def stack(make_layer: Callable, depth: int, rngs: nnx.Rngs):
+    """`depth` layers `make_layer(rngs)` as one module whose parameters start with a layer axis."""
+    return nnx.vmap(make_layer, in_axes=0, out_axes=0)(rngs.split(depth))
+
+
+def scan(layers, carry: jax.Array, apply: Callable, compute: Compute, inputs=None):
+    """Runs a stack: carry, output = apply(layer, carry, input of that layer), layer by layer.
+
+    Returns the last carry and the outputs stacked on a leading layer axis.
+    """
+    graph, parameters = nnx.split(layers)
+
+    def body(carry, scanned):
+        parameters, layer_input = scanned
+        return apply(nnx.merge(graph, parameters), carry, layer_input)
+
+    policy = REMAT[compute.remat]
+    if policy is not None:
+        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+    depth = jax.tree.leaves(parameters)[0].shape[0]
+    return jax.lax.scan(body, carry, (parameters, inputs), unroll=min(compute.unroll, depth))
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self-attention with biases on q, k, v and o."""
+
+    def __init__(self, width: int, heads: int, rotary: bool, compute: Compute, rngs: nnx.Rngs):
+        self.query = compute.linear(width, width, rngs)
+        self.key = compute.linear(width, width, rngs)
+        self.value = compute.linear(width, width, rngs)
+        self.out = compute.linear(width, width, rngs)
+        self.heads = heads
+        self.rotary = rotary
+        self.backend = compute.attention
+
+    def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
+        """x [batch, frames, width], valid bool [batch, frames] -> [batch, frames, width]."""
+        split = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
+        query, key, value = (f(x).reshape(split) for f in (self.query, self.key, self.value))
+        if self.rotary:
+            query, key = rotate(query), rotate(key)
+        return self.out(attention(query, key, value, valid, self.backend).reshape(x.shape))
+
+
+class FeedForward(nnx.Module):
+    """linear, exact GELU, linear; four times as wide inside."""
+
+    def __init__(self, width: int, compute: Compute, rngs: nnx.Rngs):
+        self.expand = compute.linear(width, 4 * width, rngs)
+        self.contract = compute.linear(4 * width, width, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.contract(jax.nn.gelu(self.expand(x), approximate=False))
+
+
+class EncoderLayer(nnx.Module):
+    """Pre-LayerNorm Transformer layer."""
+
+    def __init__(self, width: int, heads: int, rotary: bool, compute: Compute, rngs: nnx.Rngs):
+        self.attention_norm = compute.norm(width, rngs)
+        self.attention = SelfAttention(width, heads, rotary, compute, rngs)
+        self.feed_forward_norm = compute.norm(width, rngs)
+        self.feed_forward = FeedForward(width, compute, rngs)
+
+    def __call__(self, x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the residual stream after the layer and the feed-forward output before its add."""
+        x = x + self.attention(self.attention_norm(x), valid)
+        feed_forward = self.feed_forward(self.feed_forward_norm(x))
+        return x + feed_forward, feed_forward
