@@ -1,0 +1,30 @@
+"""The two ways in which input can be wrong: the user's request, or one utterance of many."""
+
+from __future__ import annotations
+
+# Why an utterance is left out of the shards; the index counts and names them by these words.
+REJECT_REASONS = ("undecodable", "non-finite", "short", "silent")
+
+
+class UserError(Exception):
+    """A fault that the user can mend: one sentence saying what, where, and what to do.
+
+    The command lines print it as ``error: ...`` on stderr, without a traceback, and exit with
+    status 2.
+    """
+
+
+class Rejected(Exception):
+    """One utterance that can't become a record; the writer counts it and goes on.
+
+    Args:
+      reason: one of ``REJECT_REASONS``.
+      detail: what was found, for the list in ``index.json``.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        if reason not in REJECT_REASONS:
+            raise ValueError(f"unknown reject reason {reason!r}")
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail

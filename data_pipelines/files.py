@@ -1,0 +1,93 @@
+"""Files that are either whole or absent, and a full disk said in one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from data_pipelines.errors import UserError
+
+# Suffix of a file being written; whoever finds one owns a write that was interrupted.
+PARTIAL = ".partial"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Asks the system to put a file's (or folder's) bytes on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def full_disk_error(path: str | os.PathLike) -> UserError:
+    """The sentence for a write that found no room."""
+    return UserError(
+        f"no space left on the device while writing {path}: free some and run the same command "
+        "again, it continues where it stopped"
+    )
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary path beside ``path`` which becomes ``path`` when the block succeeds.
+
+    The file is synced before the rename, so that after a power cut ``path`` is the old file or the
+    new one. If the block fails, for an interrupt too, the temporary file is removed.
+
+    Raises:
+      UserError: the disk is full (also quota and file-size limits).
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise full_disk_error(path) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes JSON atomically, with sorted keys, so that equal values give equal bytes.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False)
+        file.write("\n")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Reads JSON.
+
+    Raises:
+      UserError: the file is not JSON.
+      OSError: it can't be read.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}): restore it from a copy, or write the shards again into "
+            "another folder"
+        ) from error

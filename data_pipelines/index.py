@@ -1,0 +1,169 @@
+"""The index of a shard folder: what it holds, without touching audio.
+
+``index.json`` says how the folder was made and what lies in it; ``records.parquet`` has one row per
+record, in record order (shard after shard).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+
+from data_pipelines.errors import UserError
+from data_pipelines.files import read_json
+from data_pipelines.records import SPLITS
+
+FORMAT = 1
+INDEX = "index.json"
+COLUMNS = "records.parquet"
+_LABELS = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("id_hash", pa.uint64()),
+        ("samples", pa.int64()),
+        ("speaker", _LABELS),
+        ("text", pa.string()),
+        ("language", _LABELS),
+        ("label", _LABELS),
+        ("split", _LABELS),
+        ("domain", _LABELS),
+        ("licence", _LABELS),
+        ("phones", pa.int64()),
+        ("digest", pa.string()),
+    ]
+)
+
+
+def read_index(directory: str | os.PathLike) -> Index:
+    """Reads the index of a finished shard folder.
+
+    Raises:
+      UserError: not a shard folder, an unfinished or damaged one, or another format number.
+    """
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise UserError(
+            f"there is no shard folder {directory}: write one with `python -m data_pipelines write`"
+        )
+    if not (directory / INDEX).is_file():
+        raise UserError(
+            f"{directory} holds no {INDEX}: it is not a shard folder or its writing was "
+            "interrupted; run the same write command again to finish it"
+        )
+    summary = read_json(directory / INDEX)
+    number = summary.get("format") if isinstance(summary, dict) else None
+    if number != FORMAT:
+        raise UserError(
+            f"{directory} has shard format {number} and this version reads format {FORMAT}: write "
+            "the shards again, or use the version that wrote them"
+        )
+    try:
+        table = parquet.read_table(
+            directory / COLUMNS, columns=["id_hash", "samples", "speaker", "split", "domain"]
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{directory / COLUMNS} can't be read ({error}): restore it from a copy or write the "
+            "shards again"
+        ) from error
+    if table.num_rows != summary["records"]:
+        raise UserError(
+            f"{directory / COLUMNS} has {table.num_rows} rows and {INDEX} announces "
+            f"{summary['records']} records: restore both from one copy or write the shards again"
+        )
+    speaker, speakers = _codes(table["speaker"])
+    domain, domains = _codes(table["domain"])
+    split_codes, split_names = _codes(table["split"])
+    order = np.asarray([SPLITS.index(name) for name in split_names], np.int8)
+    return Index(
+        directory=directory,
+        summary=summary,
+        corpus=summary["corpus"],
+        licence=summary["licence"],
+        licences=dict(summary["licences"]),
+        source=summary["source"],
+        attribution=summary["attribution"],
+        sample_rate=summary["sample_rate"],
+        fingerprint=summary["fingerprint"],
+        shard_files=tuple(shard["file"] for shard in summary["shards"]),
+        shard_records=np.asarray([s["records"] for s in summary["shards"]], np.int64),
+        id_hash=table["id_hash"].to_numpy(),
+        samples=table["samples"].to_numpy(),
+        speaker=speaker,
+        speakers=speakers,
+        split=order[split_codes],
+        domain=domain,
+        domains=domains,
+    )
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(int32[N], names): the codes number the names in sorted order, whatever order they came."""
+    array = column.unify_dictionaries().combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0)
+    names = array.dictionary.to_pylist()
+    order = sorted(range(len(names)), key=names.__getitem__)
+    rank = np.empty(len(names), np.int32)
+    rank[order] = np.arange(len(names), dtype=np.int32)
+    return rank[array.indices.to_numpy()], tuple(names[i] for i in order)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Index:
+    """What ``read_index`` returns; N records in shard order, which is the order of ``id_hash``.
+
+    Attributes:
+      directory: where the shards lie.
+      summary: the whole of ``index.json``.
+      corpus, licence, source, attribution: of the corpus.
+      licences: records by licence.
+      sample_rate: in Hz.
+      fingerprint: SHA-256 over ids and payload digests, in hex.
+      shard_files: names within ``directory``.
+      shard_records: int64[shards].
+      id_hash: uint64[N], ascending.
+      samples: int64[N].
+      speaker: int32[N], codes into ``speakers`` (sorted names; "" is unknown).
+      split: int8[N], codes into ``records.SPLITS``.
+      domain: int32[N], codes into ``domains`` (sorted names).
+    """
+
+    directory: pathlib.Path
+    summary: dict
+    corpus: str
+    licence: str
+    licences: dict[str, int]
+    source: str
+    attribution: str
+    sample_rate: int
+    fingerprint: str
+    shard_files: tuple[str, ...]
+    shard_records: np.ndarray
+    id_hash: np.ndarray
+    samples: np.ndarray
+    speaker: np.ndarray
+    speakers: tuple[str, ...]
+    split: np.ndarray
+    domain: np.ndarray
+    domains: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.id_hash)
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the parquet, [N] (strings: dtype object).
+
+        Raises:
+          KeyError: no such column; ``SCHEMA`` lists them.
+        """
+        if name not in SCHEMA.names:
+            raise KeyError(f"no column {name!r}; there are {', '.join(SCHEMA.names)}")
+        table = parquet.read_table(self.directory / COLUMNS, columns=[name])
+        return table[name].to_numpy()

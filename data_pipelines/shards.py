@@ -1,0 +1,418 @@
+"""Writing a corpus as ArrayRecord shards: deterministic, resumable, whole or absent.
+
+The utterances are sorted by the hash of their id and cut into contiguous shards, so that the
+bytes don't depend on listing order or worker count. A worker writes one shard to a temporary file,
+renames it, then writes ``<shard>.json`` beside it: its columns, checksum and rejects. A shard whose
+sidecar exists is finished. ``index.json`` comes last and makes the folder readable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import soxr
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from data_pipelines import index as index_lib
+from data_pipelines import splits, workers
+from data_pipelines.corpora import Audio, Corpus, Utterance
+from data_pipelines.errors import REJECT_REASONS, Rejected, UserError
+from data_pipelines.files import (
+    PARTIAL,
+    atomic_write,
+    file_digest,
+    full_disk_error,
+    read_json,
+    write_json,
+)
+from data_pipelines.records import Phones, Record, encode, encode_flac, id_hash
+
+REQUEST = "request.json"
+MIN_SECONDS = 0.1
+_SILENT = 1e-4
+_FULL_DISK = tuple(os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+
+def write(
+    corpus: Corpus,
+    out: str | os.PathLike,
+    *,
+    sample_rate: int,
+    worker_count: int = 1,
+    records_per_shard: int = 1024,
+    progress: bool = False,
+) -> bool:
+    """Writes ``corpus`` into the folder ``out``, or finishes a write that was interrupted.
+
+    Args:
+      corpus: what to write.
+      out: a new or empty folder, or one that the same request began.
+      sample_rate: of the records, in Hz.
+      worker_count: processes; 1 works in this one. The bytes don't depend on it.
+      records_per_shard: utterances given to each shard.
+      progress: show a bar on stderr.
+
+    Returns:
+      True if something was written, False if the folder was finished before.
+
+    Raises:
+      UserError: nothing to write, everything rejected, ``out`` holds something else, another
+        process is writing there, or the disk is full.
+    """
+    if min(sample_rate, worker_count, records_per_shard) < 1:
+        raise UserError("sample rate, workers and records per shard must be at least 1")
+    out = pathlib.Path(out)
+    utterances = prepare(corpus)
+    request = _request(corpus, utterances, sample_rate, records_per_shard)
+    _claim(out)
+    with _locked(out):
+        if _finished(out, request):
+            return False
+        for leftover in out.glob(f".*{PARTIAL}"):
+            leftover.unlink()
+        if not (out / REQUEST).exists():
+            write_json(out / REQUEST, request)
+        jobs = _jobs(corpus, utterances, out, sample_rate, records_per_shard, request["digest"])
+        pending = [job for job in jobs if not job.finished()]
+        done = len(utterances) - sum(len(job.utterances) for job in pending)
+        workers.run(_write_shard, pending, worker_count, len(utterances), done, progress)
+        _finish(corpus, out, sample_rate, jobs, request)
+    return True
+
+
+def prepare(corpus: Corpus) -> list[Utterance]:
+    """The corpus's utterances in record order, each with its split and licence.
+
+    Raises:
+      UserError: there are none, or two have the same id.
+    """
+    if not corpus.utterances:
+        raise UserError(f"the corpus {corpus.name} holds no utterances: check its source folder")
+    given = zip(corpus.utterances, splits.assign(corpus.utterances), strict=True)
+    keyed = [
+        (
+            id_hash(utterance.id),
+            utterance.id,
+            dataclasses.replace(
+                utterance, split=split, licence=utterance.licence or corpus.licence
+            ),
+        )
+        for utterance, split in given
+    ]
+    keyed.sort(key=lambda item: item[:2])
+    for before, after in zip(keyed, keyed[1:], strict=False):
+        if before[1] == after[1]:
+            raise UserError(
+                f"the corpus {corpus.name} has two utterances with the id {after[1]!r}: ids must "
+                "be unique"
+            )
+    return [utterance for _, _, utterance in keyed]
+
+
+def to_record(utterance: Utterance, audio: Audio, corpus_name: str, sample_rate: int) -> Record:
+    """Mixes to mono, resamples and checks one utterance.
+
+    Args:
+      utterance: with its split.
+      audio: as loaded.
+      corpus_name: stands in the record.
+      sample_rate: wanted, in Hz.
+
+    Raises:
+      Rejected: non-finite samples, under ``MIN_SECONDS``, or silent.
+    """
+    samples = audio.samples
+    if not np.isfinite(samples).all():
+        bad = int(samples.size - np.isfinite(samples).sum())
+        raise Rejected("non-finite", f"{bad} of {samples.size} samples are NaN or infinite")
+    if len(samples) < MIN_SECONDS * audio.sample_rate:
+        raise Rejected("short", f"{len(samples) / audio.sample_rate:.3f} s")
+    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+    if np.abs(mono).max() < _SILENT:
+        raise Rejected("silent", f"no sample of the mono mix reaches {_SILENT}")
+    if audio.sample_rate != sample_rate:
+        mono = soxr.resample(mono, audio.sample_rate, sample_rate, quality="VHQ")
+    start, end = (
+        np.clip(
+            np.rint(np.asarray([p[side] for p in audio.phones], np.float64) * sample_rate),
+            0,
+            len(mono),
+        ).astype(np.int64)
+        for side in (0, 1)
+    )
+    kept = np.flatnonzero(end > start)
+    symbols = [audio.phones[i][2] for i in kept]
+    return Record(
+        id=utterance.id,
+        flac=encode_flac(mono, sample_rate),
+        sample_rate=sample_rate,
+        samples=len(mono),
+        speaker=utterance.speaker,
+        text=utterance.text,
+        phones=Phones(start[kept], end[kept], symbols),
+        language=utterance.language,
+        label=utterance.label,
+        split=utterance.split,
+        domain=utterance.domain,
+        corpus=corpus_name,
+    )
+
+
+def fingerprint(ids: list[str], digests: list[str]) -> str:
+    """SHA-256, in hex, over the sorted pairs of id and payload digest: the identity of the data,
+    whatever the shard sizes."""
+    total = hashlib.sha256()
+    for record_id, digest in sorted(zip(ids, digests, strict=True)):
+        total.update(json.dumps([record_id, digest]).encode("ascii"))
+    return total.hexdigest()
+
+
+def _request(
+    corpus: Corpus, utterances: list[Utterance], sample_rate: int, records_per_shard: int
+) -> dict:
+    """What identifies a write: two with the same request give the same shards."""
+    digest = hashlib.sha256()
+    for utterance in utterances:
+        fields = dataclasses.asdict(utterance)
+        # Not where the audio lies: a corpus may be moved between two attempts.
+        for name in ("recording", "phones"):
+            path = fields.pop(name)
+            fields[name] = os.path.getsize(path) if path and os.path.exists(path) else None
+        digest.update(json.dumps(fields, sort_keys=True).encode("ascii"))
+    request = {
+        "format": index_lib.FORMAT,
+        "corpus": corpus.name,
+        "licence": corpus.licence,
+        "source": corpus.source,
+        "attribution": corpus.attribution,
+        "sample_rate": sample_rate,
+        "records_per_shard": records_per_shard,
+        "utterances": len(utterances),
+        "utterances_digest": digest.hexdigest(),
+    }
+    request["digest"] = hashlib.sha256(
+        json.dumps(request, sort_keys=True).encode("ascii")
+    ).hexdigest()
+    return request
+
+
+def _claim(out: pathlib.Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file: name a folder")
+    if out.is_dir() and not (out / REQUEST).exists():
+        others = [p.name for p in out.iterdir() if not p.name.endswith(PARTIAL)]
+        if others:
+            raise UserError(
+                f"--out {out} holds other files ({sorted(others)[0]}): name a new or empty folder"
+            )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} can't be made: {error.strerror}") from error
+
+
+@contextmanager
+def _locked(out: pathlib.Path) -> Iterator[None]:
+    """Holds the folder for this process; the system lets go of it however the process ends."""
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is writing into {out}: wait for it to end, or name another folder"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _finished(out: pathlib.Path, request: dict) -> bool:
+    """True if this very request is already complete in ``out``."""
+    if not (out / REQUEST).exists():
+        return False
+    before = read_json(out / REQUEST)
+    if before != request:
+        different = sorted(k for k in request if k != "digest" and before.get(k) != request[k])
+        raise UserError(
+            f"{out} holds shards of another request (different: {', '.join(different)}): name "
+            "another folder or remove this one"
+        )
+    return (out / index_lib.INDEX).exists()
+
+
+def _jobs(
+    corpus: Corpus,
+    utterances: list[Utterance],
+    out: pathlib.Path,
+    sample_rate: int,
+    records_per_shard: int,
+    digest: str,
+) -> list[_Job]:
+    count = math.ceil(len(utterances) / records_per_shard)
+    return [
+        _Job(
+            path=out / f"shard-{k:05d}-of-{count:05d}.array_record",
+            utterances=utterances[k * records_per_shard : (k + 1) * records_per_shard],
+            load=corpus.load,
+            corpus=corpus.name,
+            sample_rate=sample_rate,
+            request=digest,
+        )
+        for k in range(count)
+    ]
+
+
+def _write_shard(job: _Job, tick: Callable[[], None]) -> None:
+    """Writes one shard and its sidecar; ``tick`` is called once an utterance."""
+    columns: dict[str, list] = {name: [] for name in index_lib.SCHEMA.names}
+    rejects = []
+    job.path.unlink(missing_ok=True)
+    with atomic_write(job.path) as temporary:
+        with _array_record(temporary, job.path) as writer:
+            for utterance in job.utterances:
+                try:
+                    record = to_record(utterance, job.load(utterance), job.corpus, job.sample_rate)
+                except Rejected as error:
+                    rejects.append([utterance.id, error.reason, error.detail])
+                else:
+                    data = encode(record)
+                    writer.write(data)
+                    _append(columns, record, utterance.licence, data)
+                tick()
+        size, checksum = temporary.stat().st_size, file_digest(temporary)
+    # A shard of rejects only has no file; its sidecar says that it was done.
+    if not columns["id"]:
+        job.path.unlink()
+    write_json(
+        job.sidecar,
+        {
+            "request": job.request,
+            "file": job.path.name,
+            "bytes": size,
+            "sha256": checksum,
+            "columns": columns,
+            "rejects": rejects,
+        },
+    )
+
+
+@contextmanager
+def _array_record(temporary: pathlib.Path, path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
+    """A writer to ``temporary`` that is closed, and says a full disk in terms of ``path``."""
+    writer = ArrayRecordWriter(str(temporary), "group_size:1")
+    try:
+        try:
+            yield writer
+        finally:
+            writer.close()
+    except RuntimeError as error:
+        # The C++ writer reports the system's message, not its number.
+        if any(words in str(error) for words in _FULL_DISK):
+            raise full_disk_error(path) from error
+        raise
+
+
+def _append(columns: dict[str, list], record: Record, licence: str, data: bytes) -> None:
+    for name in ("id", "samples", "speaker", "text", "language", "label", "split", "domain"):
+        columns[name].append(getattr(record, name))
+    columns["id_hash"].append(id_hash(record.id))
+    columns["licence"].append(licence)
+    columns["phones"].append(len(record.phones.symbols))
+    columns["digest"].append(hashlib.sha256(data).hexdigest())
+
+
+def _finish(
+    corpus: Corpus, out: pathlib.Path, sample_rate: int, jobs: list[_Job], request: dict
+) -> None:
+    """Merges the sidecars into ``records.parquet`` and ``index.json``."""
+    sidecars = [read_json(job.sidecar) for job in jobs]
+    rejects: dict[str, list] = {reason: [] for reason in REJECT_REASONS}
+    for sidecar in sidecars:
+        for record_id, reason, detail in sidecar["rejects"]:
+            rejects[reason].append({"id": record_id, "detail": detail})
+    full = [sidecar for sidecar in sidecars if sidecar["columns"]["id"]]
+    if not full:
+        for job in jobs:
+            job.sidecar.unlink()
+        (out / REQUEST).unlink()
+        first = next((f"{r['id']}: {r['detail']}" for v in rejects.values() for r in v), "")
+        counts = ", ".join(f"{len(v)} {reason}" for reason, v in rejects.items() if v)
+        raise UserError(
+            f"every utterance of {corpus.name} was rejected ({counts}; {first}): is this audio?"
+        )
+    table = pa.concat_tables(pa.table(s["columns"], schema=index_lib.SCHEMA) for s in full)
+    with atomic_write(out / index_lib.COLUMNS) as temporary:
+        parquet.write_table(table.unify_dictionaries(), temporary, compression="zstd")
+        columns_digest = file_digest(temporary)
+    write_json(
+        out / index_lib.INDEX,
+        {
+            "format": index_lib.FORMAT,
+            "corpus": corpus.name,
+            "licence": corpus.licence,
+            "licences": _counts(table["licence"]),
+            "source": corpus.source,
+            "attribution": corpus.attribution,
+            "sample_rate": sample_rate,
+            "records": table.num_rows,
+            "samples": sum(table["samples"].to_pylist()),
+            "splits": _counts(table["split"]),
+            "fingerprint": fingerprint(table["id"].to_pylist(), table["digest"].to_pylist()),
+            "request": request["digest"],
+            "shards": [
+                {
+                    "file": sidecar["file"],
+                    "bytes": sidecar["bytes"],
+                    "sha256": sidecar["sha256"],
+                    "records": len(sidecar["columns"]["id"]),
+                }
+                for sidecar in full
+            ],
+            "columns": {"file": index_lib.COLUMNS, "sha256": columns_digest},
+            "rejects": {reason: found for reason, found in rejects.items() if found},
+        },
+    )
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {item["values"]: item["counts"] for item in column.value_counts().to_pylist()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One shard to be written, by whatever process."""
+
+    path: pathlib.Path
+    utterances: list[Utterance]
+    load: Callable[[Utterance], Audio]
+    corpus: str
+    sample_rate: int
+    request: str
+
+    @property
+    def sidecar(self) -> pathlib.Path:
+        return self.path.with_suffix(".json")
+
+    def finished(self) -> bool:
+        """True if an earlier attempt completed this shard."""
+        if not self.sidecar.exists():
+            return False
+        sidecar = read_json(self.sidecar)
+        if sidecar["request"] != self.request:
+            return False
+        if not sidecar["columns"]["id"]:
+            return True
+        return self.path.exists() and self.path.stat().st_size == sidecar["bytes"]
