@@ -39,16 +39,7 @@ class RecordReader:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, i: int) -> Record:
-        shard, position = self.locate(i)
-        place = f"{self._paths[shard]}, record {position}"
-        try:
-            (data,) = self._open(shard).read([position])
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise UserError(
-                f"{place} can't be read ({_short(error)}): write the shards again or restore them "
-                "from a copy"
-            ) from error
-        return decode(data, place)
+        return decode(self.payload(i), self.place(i))
 
     def __getstate__(self) -> dict:
         return {"_paths": self._paths, "_ends": self._ends}
@@ -67,6 +58,27 @@ class RecordReader:
             raise IndexError(f"record {i} of {len(self)}")
         shard = int(np.searchsorted(self._ends, i, side="right"))
         return shard, int(i - (self._ends[shard - 1] if shard else 0))
+
+    def place(self, i: int) -> str:
+        """Where record i lies, for messages."""
+        shard, position = self.locate(i)
+        return f"{self._paths[shard]}, record {position}"
+
+    def payload(self, i: int) -> bytes:
+        """The bytes of record i, whose digest the index holds.
+
+        Raises:
+          UserError: the shard is missing or damaged.
+          IndexError: i is not in 0 … len - 1.
+        """
+        shard, position = self.locate(i)
+        try:
+            return self._open(shard).read([position])[0]
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise UserError(
+                f"{self.place(i)} can't be read ({_short(error)}): write the shards again or "
+                "restore them from a copy"
+            ) from error
 
     def _reset(self) -> None:
         self._lock = threading.Lock()

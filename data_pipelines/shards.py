@@ -19,14 +19,13 @@ import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
-import soxr
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from data_pipelines import index as index_lib
 from data_pipelines import splits, workers
+from data_pipelines.convert import to_record
 from data_pipelines.corpora import Audio, Corpus, Utterance
 from data_pipelines.errors import REJECT_REASONS, Rejected, UserError
 from data_pipelines.files import (
@@ -37,11 +36,9 @@ from data_pipelines.files import (
     read_json,
     write_json,
 )
-from data_pipelines.records import Phones, Record, encode, encode_flac, id_hash
+from data_pipelines.records import Record, encode, id_hash
 
 REQUEST = "request.json"
-MIN_SECONDS = 0.1
-_SILENT = 1e-4
 _FULL_DISK = tuple(os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 
@@ -121,53 +118,9 @@ def prepare(corpus: Corpus) -> list[Utterance]:
     return [utterance for _, _, utterance in keyed]
 
 
-def to_record(utterance: Utterance, audio: Audio, corpus_name: str, sample_rate: int) -> Record:
-    """Mixes to mono, resamples and checks one utterance.
-
-    Args:
-      utterance: with its split.
-      audio: as loaded.
-      corpus_name: stands in the record.
-      sample_rate: wanted, in Hz.
-
-    Raises:
-      Rejected: non-finite samples, under ``MIN_SECONDS``, or silent.
-    """
-    samples = audio.samples
-    if not np.isfinite(samples).all():
-        bad = int(samples.size - np.isfinite(samples).sum())
-        raise Rejected("non-finite", f"{bad} of {samples.size} samples are NaN or infinite")
-    if len(samples) < MIN_SECONDS * audio.sample_rate:
-        raise Rejected("short", f"{len(samples) / audio.sample_rate:.3f} s")
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
-    if np.abs(mono).max() < _SILENT:
-        raise Rejected("silent", f"no sample of the mono mix reaches {_SILENT}")
-    if audio.sample_rate != sample_rate:
-        mono = soxr.resample(mono, audio.sample_rate, sample_rate, quality="VHQ")
-    start, end = (
-        np.clip(
-            np.rint(np.asarray([p[side] for p in audio.phones], np.float64) * sample_rate),
-            0,
-            len(mono),
-        ).astype(np.int64)
-        for side in (0, 1)
-    )
-    kept = np.flatnonzero(end > start)
-    symbols = [audio.phones[i][2] for i in kept]
-    return Record(
-        id=utterance.id,
-        flac=encode_flac(mono, sample_rate),
-        sample_rate=sample_rate,
-        samples=len(mono),
-        speaker=utterance.speaker,
-        text=utterance.text,
-        phones=Phones(start[kept], end[kept], symbols),
-        language=utterance.language,
-        label=utterance.label,
-        split=utterance.split,
-        domain=utterance.domain,
-        corpus=corpus_name,
-    )
+def payload_digest(payload: bytes) -> str:
+    """SHA-256, in hex, of a record's bytes."""
+    return hashlib.sha256(payload).hexdigest()
 
 
 def fingerprint(ids: list[str], digests: list[str]) -> str:
@@ -331,7 +284,7 @@ def _append(columns: dict[str, list], record: Record, licence: str, data: bytes)
     columns["id_hash"].append(id_hash(record.id))
     columns["licence"].append(licence)
     columns["phones"].append(len(record.phones.symbols))
-    columns["digest"].append(hashlib.sha256(data).hexdigest())
+    columns["digest"].append(payload_digest(data))
 
 
 def _finish(

@@ -98,7 +98,7 @@ def _speak(
         i = 0
         while event[i].type != _EVENT_END_OF_LIST:
             if event[i].type == _EVENT_PHONEME:
-                events.append((event[i].sample, event[i].id.decode("utf-8").strip(_STRESS)))
+                events.append((event[i].sample, event[i].id.decode("utf-8")))
             i += 1
         return 0
 
@@ -118,8 +118,15 @@ def _intervals(
     events: list[tuple[int, str]], count: int, rate: int
 ) -> list[tuple[float, float, str]]:
     """Phone starts to intervals: what precedes the first phone is silence, empty symbols (pauses)
-    are silence, intervals of no length go and neighbouring silences become one."""
-    starts = [(0, ""), *events, (count, "")]
+    are silence, intervals of no length go and neighbouring silences become one. A change of
+    language, "(en)", is no phone."""
+    # The sign for a long vowel is spelt in two ways, and "-" marks one that is short: no phones.
+    spelt = [
+        (start, symbol.strip(_STRESS).rstrip("-").replace(":", "ː"))
+        for start, symbol in events
+        if not symbol.startswith("(")
+    ]
+    starts = [(0, ""), *spelt, (count, "")]
     phones: list[tuple[float, float, str]] = []
     for (start, symbol), (end, _) in zip(starts, starts[1:], strict=False):
         if end <= start:
