@@ -1,0 +1,262 @@
+"""Mixtures: one or several corpora opened for one split and one crop, from their indices alone."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from data_pipelines import order
+from data_pipelines.errors import UserError
+from data_pipelines.index import read_index
+from data_pipelines.reader import RecordReader
+from data_pipelines.rows import Rows, build_rows
+
+
+def open_mixture(
+    spec: str,
+    *,
+    split: str,
+    crop_samples: int,
+    hop_samples: int,
+    min_seconds: float,
+    shortest_samples: int,
+    sample_rate: int,
+    exclude_speakers: Sequence[str] = (),
+) -> "Mixture":
+    """Opens shards for one split and one crop.
+
+    Args:
+      spec: "DIR", or "DIR:0.7,DIR:0.3" with weights.
+      split: train, validation or test.
+      crop_samples: length of a crop.
+      hop_samples: what a crop's start is a multiple of.
+      min_seconds: clips shorter than this are joined within a speaker.
+      shortest_samples: rows with fewer samples are dropped.
+      sample_rate: what the shards must have, in Hz.
+      exclude_speakers: names of speakers whose records are left out.
+
+    Raises:
+      UserError: no shards there, another sample rate, a weight that is not positive, an unknown
+        speaker, or a directory without any row of that split.
+    """
+    entries = parse_spec(spec)
+    indices = [read_index(directory) for directory, _ in entries]
+    known = {name for index in indices for name in index.speakers}
+    for name in exclude_speakers:
+        if name not in known:
+            raise UserError(
+                f"speaker {name!r} is not in {spec}, so it can't be excluded; "
+                "`python -m data_pipelines inspect` lists the speakers."
+            )
+    domains = tuple(sorted({name for index in indices for name in index.domains}))
+    parts = []
+    for (directory, weight), index in zip(entries, indices, strict=True):
+        if index.sample_rate != sample_rate:
+            raise UserError(
+                f"{directory} has a sample rate of {index.sample_rate} Hz and {sample_rate} Hz is "
+                f"wanted: write the shards again with --sample-rate {sample_rate}."
+            )
+        rows = build_rows(
+            index,
+            split=split,
+            min_samples=round(min_seconds * sample_rate),
+            shortest=shortest_samples,
+            exclude_speakers=exclude_speakers,
+        )
+        if len(rows) == 0:
+            raise UserError(
+                f"no {split} row in {directory} has {shortest_samples} samples or more"
+                + (" without the excluded speakers" if exclude_speakers else "")
+                + ": look at its splits with `python -m data_pipelines inspect`"
+            )
+        codes = np.array([domains.index(name) for name in index.domains], np.int32)
+        parts.append(
+            Part(
+                reader=RecordReader(index),
+                name=index.corpus,
+                code=order.corpus_code(index.corpus),
+                weight=weight,
+                licences=tuple(sorted(index.licences)),
+                fingerprint=index.fingerprint,
+                rows=rows,
+                slots=order.Slots.of(rows.samples, crop_samples),
+                domain=codes[np.asarray(index.domain)[rows.records[rows.record_offsets[:-1]]]],
+            )
+        )
+    what = {
+        "corpora": [part.fingerprint for part in parts],
+        "split": split,
+        "crop_samples": crop_samples,
+        "hop_samples": hop_samples,
+        "min_seconds": min_seconds,
+        "shortest_samples": shortest_samples,
+        "exclude_speakers": sorted(set(exclude_speakers)),
+    }
+    return Mixture(
+        parts=tuple(parts),
+        split=split,
+        crop_samples=crop_samples,
+        hop_samples=hop_samples,
+        sample_rate=sample_rate,
+        domains=domains,
+        set_fingerprint=_digest(what),
+        fingerprint=_digest(what | {"weights": [part.weight for part in parts]}),
+    )
+
+
+def parse_spec(spec: str) -> list[tuple[Path, float]]:
+    """Directories and weights (they sum to 1) of "DIR" or "DIR:0.7,DIR:0.3".
+
+    Raises:
+      UserError: a directory without a name, or, of several, without a positive weight.
+    """
+    entries = []
+    for entry in spec.split(","):
+        directory, colon, number = entry.strip().rpartition(":")
+        try:
+            weight = float(number) if colon else None
+        except ValueError:
+            weight = None  # the colon belongs to the path
+        if weight is None:
+            directory = entry.strip()
+        if not directory:
+            raise UserError(f"{spec!r} names no directory; write DIR, or DIR:0.7,DIR:0.3.")
+        entries.append((Path(directory), weight))
+    if len(entries) == 1 and entries[0][1] is None:
+        return [(entries[0][0], 1.0)]
+    for directory, weight in entries:
+        if weight is None or not 0 < weight < float("inf"):
+            raise UserError(
+                f"{directory} in {spec!r} needs a positive weight, as in DIR:0.7,DIR:0.3."
+            )
+    total = sum(weight for _, weight in entries)
+    return [(directory, weight / total) for directory, weight in entries]
+
+
+def padded_fraction(mixture: "Mixture") -> float:
+    """Share of padding in one epoch, from the rows' lengths alone; corpora count by weight."""
+    crop = mixture.crop_samples
+    filled = [part.slot_samples(crop) / (crop * len(part.slots)) for part in mixture.parts]
+    return sum(part.weight * (1 - f) for part, f in zip(mixture.parts, filled, strict=True))
+
+
+def _digest(what: dict) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _map_array(array: np.ndarray, path: Path) -> "_Mapped":
+    np.save(path, array)
+    return np.load(path, mmap_mode="r").view(_Mapped)
+
+
+def _open_mapped(path: str) -> "_Mapped":
+    return np.load(path, mmap_mode="r").view(_Mapped)
+
+
+class _Mapped(np.memmap):
+    """A whole .npy file, mapped; pickled as its path. Never pickle a slice of one."""
+
+    def __reduce__(self):
+        return _open_mapped, (str(self.filename),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One corpus of a mixture.
+
+    Attributes:
+      reader: of its records.
+      name, code: of the corpus; `order.corpus_code`.
+      weight: share of the positions, all together 1.
+      licences: SPDX or "unknown".
+      fingerprint: of the index.
+      rows, slots: what the loader draws from.
+      domain: int32[R], place in the mixture's `domains` of each row's first clip.
+    """
+
+    reader: RecordReader
+    name: str
+    code: int
+    weight: float
+    licences: tuple[str, ...]
+    fingerprint: str
+    rows: Rows
+    slots: order.Slots
+    domain: np.ndarray
+
+    def slot_samples(self, crop_samples: int) -> int:
+        """Samples in the crops of one epoch, padding left out."""
+        counts = np.diff(self.slots.offsets)
+        return int((counts * np.minimum(self.rows.samples, crop_samples)).sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """What batches are drawn from.
+
+    Attributes:
+      parts: one a corpus, in the order of the spec.
+      split, crop_samples, hop_samples, sample_rate: as opened.
+      domains: names that the batches' domain numbers stand for.
+      fingerprint: hex SHA-256 over corpora, weights, split, crop, joining and exclusions.
+      set_fingerprint: the same without the weights: what an ordered pass holds.
+    """
+
+    parts: tuple[Part, ...]
+    split: str
+    crop_samples: int
+    hop_samples: int
+    sample_rate: int
+    domains: tuple[str, ...]
+    fingerprint: str
+    set_fingerprint: str
+
+    @property
+    def corpora(self) -> tuple[str, ...]:
+        """Names of the corpora."""
+        return tuple(part.name for part in self.parts)
+
+    @property
+    def licences(self) -> tuple[str, ...]:
+        """Licences of all corpora, each once, sorted."""
+        return tuple(sorted({licence for part in self.parts for licence in part.licences}))
+
+    @property
+    def slots(self) -> int:
+        """Slots of all corpora."""
+        return sum(len(part.slots) for part in self.parts)
+
+    @property
+    def epoch_hours(self) -> float:
+        """Hours of audio in every slot once, padding left out."""
+        samples = sum(part.slot_samples(self.crop_samples) for part in self.parts)
+        return samples / self.sample_rate / 3600
+
+    @functools.cached_property
+    def order(self) -> grain.MapDataset:
+        """(corpus, earlier positions of it) at every position of the endless order."""
+        return order.mixture_order([part.weight for part in self.parts])
+
+    def mapped(self, folder: Path) -> "Mixture":
+        """The same mixture with its tables in files of `folder`: its pickle holds their paths."""
+        parts = []
+        for number, part in enumerate(self.parts):
+            tables = {
+                field.name: _map_array(
+                    getattr(part.rows, field.name), folder / f"{number}_{field.name}.npy"
+                )
+                for field in dataclasses.fields(Rows)
+            }
+            offsets = _map_array(part.slots.offsets, folder / f"{number}_slots.npy")
+            domain = _map_array(part.domain, folder / f"{number}_domain.npy")
+            parts.append(
+                dataclasses.replace(
+                    part, rows=Rows(**tables), slots=order.Slots(offsets), domain=domain
+                )
+            )
+        return dataclasses.replace(self, parts=tuple(parts))

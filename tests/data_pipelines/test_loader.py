@@ -1,0 +1,375 @@
+"""The loader against a plain reading of its rules, over tiny shards of noise."""
+
+import hashlib
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import pytest
+
+from data_pipelines import order
+from data_pipelines.corpora import Audio, Corpus, Utterance
+from data_pipelines.errors import UserError
+from data_pipelines.index import read_index
+from data_pipelines.loader import batches, open_mixture, padded_fraction, read_crop
+from data_pipelines.mixture import parse_spec
+from data_pipelines.reader import RecordReader
+from data_pipelines.rows import build_rows
+from data_pipelines.shards import write
+
+RATE, CROP, HOP, BATCH = 1000, 640, 20, 8
+
+
+def load_noise(utterance):
+    """Noise whose length and values follow from the id."""
+    seed = int.from_bytes(hashlib.sha256(utterance.id.encode()).digest()[:4], "big")
+    rng = np.random.default_rng(seed)
+    samples = int(rng.choice([150, 700, 3000])) + int(rng.integers(0, 150))
+    return Audio(rng.uniform(-0.9, 0.9, (samples, 1)).astype(np.float32), RATE, [])
+
+
+def write_noise(folder, name, count):
+    """Shards of `count` utterances by six speakers in all three splits."""
+    utterances = [
+        Utterance(
+            id=f"{name}/{i}",
+            recording="",
+            speaker=f"{name} speaker {i % 6}",
+            split="train" if i % 5 else ("validation" if i % 2 else "test"),
+            domain=f"domain {i % 3}",
+        )
+        for i in range(count)
+    ]
+    corpus = Corpus(name, "CC0-1.0", "noise", "nobody", utterances, load_noise)
+    write(corpus, folder, sample_rate=RATE, records_per_shard=16)
+    return folder
+
+
+def opened(spec, **changes):
+    settings = dict(
+        split="train",
+        crop_samples=CROP,
+        hop_samples=HOP,
+        min_seconds=0.6,
+        shortest_samples=300,
+        sample_rate=RATE,
+    )
+    return open_mixture(str(spec), **settings | changes)
+
+
+def take(mixture, count, **settings):
+    settings = dict(batch_size=BATCH, seed=3, threads=0) | settings
+    with batches(mixture, **settings) as iterator:
+        return list(itertools.islice(iterator, count))
+
+
+def assert_same(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert list(a) == list(b)
+        for name in a:
+            assert a[name].dtype == b[name].dtype
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_noise(tmp_path_factory.mktemp("noise") / "shards", "noise", 80)
+
+
+@pytest.fixture(scope="module")
+def more_shards(tmp_path_factory):
+    return write_noise(tmp_path_factory.mktemp("more") / "shards", "more", 40)
+
+
+@pytest.fixture(scope="module")
+def both(shards, more_shards):
+    return f"{shards}:0.7,{more_shards}:0.3"
+
+
+def test_batches_are_what_the_rules_say(shards):
+    """Every field of two epochs, from the rows and full waveforms by a plain loop."""
+    mixture, index = opened(shards), read_index(shards)
+    rows = build_rows(index, split="train", min_samples=600, shortest=300)
+    reader, code = RecordReader(shards), order.corpus_code("noise")
+    waves = [
+        np.concatenate([reader[c].waveform() for c in rows.clips(i)]) for i in range(len(rows))
+    ]
+    slots = [
+        (row, j, max(1, round(len(wave) / CROP)))
+        for row, wave in enumerate(waves)
+        for j in range(max(1, round(len(wave) / CROP)))
+    ]
+    assert mixture.slots == len(slots)
+    steps = 2 * len(slots) // BATCH
+    for step, batch in enumerate(take(mixture, steps)):
+        shapes = {name: (array.shape, array.dtype.name) for name, array in batch.items()}
+        assert shapes == {
+            "waveform": ((BATCH, CROP), "float32"),
+            "samples": ((BATCH,), "int32"),
+            "id": ((BATCH, 2), "uint32"),
+            "slot": ((BATCH,), "int32"),
+            "epoch": ((BATCH,), "int32"),
+            "domain": ((BATCH,), "int32"),
+            "corpus": ((BATCH,), "uint32"),
+        }
+        for r in range(BATCH):
+            epoch, place = divmod(step * BATCH + r, len(slots))
+            row, j, m = slots[order.permutation(3, code, epoch, len(slots))[place]]
+            start = order.slot_start(
+                3, code, rows.id[row], j, epoch,
+                samples=len(waves[row]), slots=m, crop_samples=CROP, hop_samples=HOP,
+            )  # fmt: skip
+            expected = waves[row][start : start + CROP]
+            assert batch["samples"][r] == len(expected)
+            np.testing.assert_array_equal(batch["waveform"][r, : len(expected)], expected)
+            assert not batch["waveform"][r, len(expected) :].any()
+            assert tuple(batch["id"][r]) == tuple(rows.id[row])
+            assert (batch["slot"][r], batch["epoch"][r]) == (j, epoch)
+            domain = index.domains[index.domain[rows.clips(row)[0]]]
+            assert mixture.domains[batch["domain"][r]] == domain
+            assert batch["corpus"][r] == code
+
+
+def test_crops_of_joined_clips_equal_slices_of_the_whole(shards):
+    reader = RecordReader(shards)
+    records = [reader[i] for i in range(4)]
+    whole = np.concatenate([record.waveform() for record in records])
+    for start, crop in [(0, 10), (0, len(whole)), (5, 400), (300, 3000), (len(whole) - 1, 50)]:
+        np.testing.assert_array_equal(read_crop(records, start, crop), whole[start : start + crop])
+
+
+def test_an_epoch_holds_every_slot_once_and_the_next_is_ordered_otherwise(shards):
+    mixture = opened(shards)
+    got = take(mixture, 2 * mixture.slots, batch_size=1)
+    keys = [(*b["id"][0].tolist(), int(b["slot"][0])) for b in got]
+    first, second = keys[: mixture.slots], keys[mixture.slots :]
+    assert len(set(first)) == mixture.slots and set(first) == set(second)
+    assert first != second
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_global_batches_do_not_depend_on_the_process_count(both, processes):
+    mixture = opened(both)
+    whole = take(mixture, 12)
+    share = BATCH // processes
+    for process in range(processes):
+        rows = range(process * share, (process + 1) * share)
+        part = take(mixture, 12, rows=rows)
+        assert_same(part, [{k: v[list(rows)] for k, v in b.items()} for b in whole])
+    scattered = take(mixture, 3, rows=[6, 1])
+    assert_same(scattered, [{k: v[[6, 1]] for k, v in b.items()} for b in whole[:3]])
+
+
+def test_the_batches_do_not_depend_on_workers_or_threads(both):
+    mixture = opened(both)
+    whole = take(mixture, 9)
+    assert_same(take(mixture, 9, threads=4), whole)
+    assert_same(take(mixture, 9, workers=2, threads=1), whole)
+    assert_same(take(mixture, 4, workers=3, start_step=5), whole[5:])
+
+
+def test_closing_early_leaves_no_process_no_file_and_no_shared_memory(both, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    shared = set(os.listdir("/dev/shm"))
+    for count in (0, 1):
+        iterator = batches(opened(both), batch_size=200, seed=0, workers=2)
+        for _ in range(count):
+            next(iterator)
+        iterator.close()
+        iterator.close()
+        with pytest.raises(ValueError, match="closed"):
+            next(iterator)
+        assert multiprocessing.active_children() == []
+        assert os.listdir(tmp_path) == []
+    assert set(os.listdir("/dev/shm")) == shared
+
+
+def test_a_start_at_any_step_continues_the_run(both):
+    mixture = opened(both)
+    whole = take(mixture, 20)
+    for step in (1, 7, 19):
+        assert_same(take(mixture, 20 - step, start_step=step), whole[step:])
+    assert_same(take(mixture, 99, start_step=3, stop_step=6), whole[3:6])
+    started = time.perf_counter()
+    far = take(mixture, 1, start_step=10**10)
+    assert time.perf_counter() - started < 2
+    assert far[0]["epoch"].min() > 10**8
+
+
+def test_seed_and_step_decide_and_nothing_else(both):
+    assert_same(take(opened(both), 5), take(opened(both), 5))
+    other = take(opened(both), 5, seed=4)
+    assert any(
+        (a["id"] != b["id"]).any() for a, b in zip(other, take(opened(both), 5), strict=True)
+    )
+
+
+def test_a_mixture_follows_its_weights_and_each_corpus_its_own_order(both, shards):
+    mixture = opened(both)
+    got = take(mixture, 250)
+    corpus = np.concatenate([b["corpus"] for b in got])
+    noise = corpus == order.corpus_code("noise")
+    assert abs(noise.mean() - 0.7) < 0.005
+    assert set(corpus) == {order.corpus_code("noise"), order.corpus_code("more")}
+    alone = take(opened(shards), 100)
+    for name in ("waveform", "id", "slot", "epoch"):
+        mixed = np.concatenate([b[name] for b in got])[noise]
+        np.testing.assert_array_equal(
+            mixed[: 100 * BATCH], np.concatenate([b[name] for b in alone])
+        )
+
+
+def test_ordered_reads_every_slot_once_and_fills_the_last_batch(both):
+    mixture = opened(both, split="validation")
+    got = take(mixture, 10**6, ordered=True, batch_size=7)
+    assert len(got) == -(-mixture.slots // 7)
+    real = np.concatenate([b["samples"] for b in got]) > 0
+    assert real.sum() == mixture.slots and real[: mixture.slots].all()
+    keys = [
+        (int(c), *i.tolist(), int(s))
+        for b in got
+        for c, i, s, n in zip(b["corpus"], b["id"], b["slot"], b["samples"], strict=True)
+        if n
+    ]
+    expected = [
+        (part.code, *part.rows.id[row].tolist(), j)
+        for part in mixture.parts
+        for row, j, _ in map(part.slots.locate, range(len(part.slots)))
+    ]
+    assert keys == expected
+    assert not got[-1]["waveform"][got[-1]["samples"] == 0].any()
+    assert all((b["epoch"] == 0).all() for b in got)
+    assert_same(take(mixture, 10**6, ordered=True, batch_size=7, seed=99, workers=2), got)
+
+
+def test_splits_share_nothing_and_excluded_speakers_are_absent(shards):
+    index = read_index(shards)
+    taken = {
+        split: set(opened(shards, split=split, shortest_samples=0).parts[0].rows.records.tolist())
+        for split in ("train", "validation", "test")
+    }
+    assert sorted(itertools.chain(*taken.values())) == list(range(len(index)))
+    mixture = opened(shards, exclude_speakers=["noise speaker 2", "noise speaker 3"])
+    speakers = {index.speakers[s] for s in index.speaker[mixture.parts[0].rows.records]}
+    assert speakers == {f"noise speaker {i}" for i in (0, 1, 4, 5)}
+
+
+def test_fingerprints_tell_what_differs(shards, both, more_shards):
+    base = opened(shards)
+    assert base.fingerprint == opened(shards).fingerprint
+    others = [
+        opened(more_shards),
+        opened(both),
+        opened(shards, split="validation"),
+        opened(shards, crop_samples=CROP * 2),
+        opened(shards, min_seconds=0.5),
+        opened(shards, exclude_speakers=["noise speaker 1"]),
+    ]
+    assert len({m.fingerprint for m in [base, *others]}) == 7
+    reweighted = opened(both.replace("0.7", "0.9"))
+    assert reweighted.fingerprint != opened(both).fingerprint
+    assert reweighted.set_fingerprint == opened(both).set_fingerprint
+
+
+def test_padding_and_hours_are_those_of_the_batches(both, shards):
+    for mixture, tolerance in [(opened(shards, crop_samples=2000), 1e-12), (opened(both), 0.02)]:
+        got = take(mixture, mixture.slots, batch_size=1)
+        valid = np.array([b["samples"][0] for b in got])
+        expected = 1 - valid.mean() / mixture.crop_samples
+        assert abs(padded_fraction(mixture) - expected) <= tolerance
+    mixture = opened(both)
+    valid = sum(int(b["samples"].sum()) for b in take(mixture, 10**6, ordered=True))
+    assert mixture.epoch_hours == pytest.approx(valid / RATE / 3600, rel=1e-12)
+    assert mixture.licences == ("CC0-1.0",) and mixture.corpora == ("noise", "more")
+
+
+def test_wrong_requests_are_refused_in_a_sentence(shards, both, tmp_path):
+    with pytest.raises(UserError, match="sample rate of 1000 Hz and 16000 Hz is wanted"):
+        opened(shards, sample_rate=16000)
+    with pytest.raises(UserError, match="no train row in .*shards"):
+        opened(shards, shortest_samples=10**6)
+    with pytest.raises(UserError, match="speaker 'Nobody' is not in"):
+        opened(shards, exclude_speakers=["Nobody"])
+    with pytest.raises(UserError, match="missing"):
+        opened(tmp_path / "missing")
+    for spec in (f"{shards}:0.5,{shards}", f"{shards}:-1", f"{shards}:nan", ",", ""):
+        with pytest.raises(UserError):
+            parse_spec(spec)
+    assert [(str(d), w) for d, w in parse_spec("a:1,b/c:3")] == [("a", 0.25), ("b/c", 0.75)]
+    assert [str(d) for d, _ in parse_spec("./a:b")] == ["a:b"]
+    mixture = opened(shards)
+    for wrong in (
+        {"rows": [8]},
+        {"rows": []},
+        {"start_step": -1},
+        {"start_step": 5, "stop_step": 4},
+    ):
+        with pytest.raises(ValueError):
+            batches(mixture, batch_size=BATCH, seed=0, **wrong)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_flipped_byte_names_the_record(tmp_path, workers):
+    folder = write_noise(tmp_path / "shards", "broken", 20)
+    mixture = opened(folder)
+    for path in folder.glob("*.array_record"):
+        data = bytearray(path.read_bytes())
+        at = data.rindex(b"fLaC") + 200
+        data[at] ^= 1
+        path.write_bytes(data)
+    with pytest.raises(UserError, match=r"shard-0000\d-of-00002.array_record, record \d+"):
+        take(mixture, 50, workers=workers)
+
+
+_PROGRAM = """
+import sys, time
+from data_pipelines.loader import batches
+from test_loader import opened
+
+if __name__ == "__main__":
+    iterator = batches(opened(sys.argv[1]), batch_size=8, seed=0, workers=2)
+    next(iterator)
+    import multiprocessing
+    print(*[p.pid for p in multiprocessing.active_children()], flush=True)
+    if sys.argv[2] == "wait":
+        time.sleep(60)
+    print("tensorflow" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("ending", ["exit", "interrupt", "kill"])
+def test_no_process_outlives_its_parent(shards, tmp_path, ending):
+    """Without close(): at the end of the program, at Ctrl-C, and when the parent is killed."""
+    program = tmp_path / "program.py"
+    program.write_text(_PROGRAM)
+    parent = subprocess.Popen(
+        [sys.executable, str(program), str(shards), "exit" if ending == "exit" else "wait"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.dirname(__file__)])},
+    )
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2
+    if ending == "interrupt":
+        os.killpg(parent.pid, signal.SIGINT)
+    elif ending == "kill":
+        parent.kill()
+    parent.wait(timeout=30)
+    output, errors = parent.stdout.read(), parent.stderr.read()
+    if ending == "exit":
+        assert parent.returncode == 0 and output == "False\n" and errors == ""
+    elif ending == "interrupt":
+        assert errors.count("KeyboardInterrupt") == 1
+    deadline = time.monotonic() + 10
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in workers if os.path.exists(f"/proc/{pid}")] == []
