@@ -74,7 +74,7 @@ def sample(
         return field(jnp.where(mask, path(x0, known, t, sigma_min), x), t)
 
     def advance(step, x):
-        t, dt = step / steps, 1.0 / steps
+        t, dt = step.astype(x.dtype) / steps, 1.0 / steps
         slope = evaluate(x, t)
         if solver == "midpoint":
             slope = evaluate(x + 0.5 * dt * slope, t + 0.5 * dt)

@@ -1,0 +1,1 @@
+"""UniWav in JAX: joint pre-training of a speech encoder and a generative decoder."""

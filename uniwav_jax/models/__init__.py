@@ -1,0 +1,1 @@
+"""Networks: parameter containers and pure forward passes."""

@@ -1,0 +1,1 @@
+"""Objectives: pure functions on arrays, without parameters of their own."""

@@ -1,0 +1,1 @@
+"""Recipes: a model, its objectives and its updates."""

@@ -1,0 +1,65 @@
+"""What a recipe is: an ordered tuple of updates, all run in one jitted step.
+
+UniWav has one update. A codec with discriminators would have two (generator, discriminator), a
+student of frozen teachers one without slots.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+Tree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What a loss returns for one micro-batch; every leaf is a sum and may be added to another's.
+
+    Attributes:
+      loss: weighted sum of the losses, a scalar; what is differentiated.
+      weight: sum of the weights; gradients are divided by its global total.
+      statistics: sums that `Update.finish` turns into new slots.
+      ratios: name -> (numerator, denominator) of the metrics.
+    """
+
+    loss: jax.Array
+    weight: jax.Array
+    statistics: dict[str, Tree]
+    ratios: dict[str, tuple[jax.Array, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """One optimiser step on one parameter group.
+
+    Attributes:
+      group: the key in `TrainState.params` that is differentiated.
+      loss: (params, constants, slots, batch) -> Outputs.
+      finish: (slots, statistics, new params) -> new slots, after the optimiser.
+      metrics: (params, slots, statistics) -> extra metrics, scalars or vectors.
+    """
+
+    group: str
+    loss: Callable[..., Outputs]
+    finish: Callable[..., dict]
+    metrics: Callable[..., dict]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A model with its updates.
+
+    Attributes:
+      initialize: key -> (params by group, slots by objective).
+      updates: in the order in which the step runs them.
+      validate: (params, constants, slots, batch) -> Outputs, with fixed randomness.
+      summarize: (totalled Outputs of `validate`) -> metrics as Python numbers.
+    """
+
+    initialize: Callable[[jax.Array], tuple[dict, dict]]
+    updates: tuple[Update, ...]
+    validate: Callable[..., Outputs]
+    summarize: Callable[[Outputs], dict]

@@ -1,0 +1,86 @@
+"""The pure train step: (state, constants, batch) -> (state, metrics) (system page, section 4)."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from uniwav_jax.recipes.interface import Outputs, Recipe, Update
+from uniwav_jax.training.state import TrainState
+
+
+def make_step(
+    recipe: Recipe, optimizer: optax.GradientTransformation, learning_rate: Callable
+) -> Callable:
+    """Builds the step that `jax.jit` compiles.
+
+    Batch leaves are [micro-batches, rows, ...]. A micro-batch gives sums of weighted losses,
+    weights and statistics; gradients are divided once by the global weight. Where the global
+    gradient is not finite neither parameters nor optimiser state nor slots change; the step and
+    with it the schedule go on.
+    """
+
+    def step(state: TrainState, constants, batch) -> tuple[TrainState, dict]:
+        rate = learning_rate(state.step)
+        metrics = {"learning_rate": rate}
+        for update in recipe.updates:
+            gradient, outputs = accumulate(update, state, constants, batch)
+            norm = optax.global_norm(gradient)
+            finite = jnp.isfinite(norm)
+            state = apply(update, optimizer, state, gradient, outputs, rate, finite)
+            metrics |= {name: total / weight for name, (total, weight) in outputs.ratios.items()}
+            metrics |= update.metrics(state.params, state.slots, outputs.statistics)
+            metrics |= {"gradient_norm": norm, "skipped": 1 - finite.astype(jnp.int32)}
+        return dataclasses.replace(state, step=state.step + 1), metrics
+
+    return step
+
+
+def accumulate(update: Update, state: TrainState, constants, batch) -> tuple[dict, Outputs]:
+    """The gradient of one update's group over all micro-batches, and the totalled outputs."""
+
+    def loss(params, micro_batch):
+        outputs = update.loss(
+            {**state.params, update.group: params}, constants, state.slots, micro_batch
+        )
+        return outputs.loss, outputs
+
+    def one(micro_batch):
+        return jax.grad(loss, has_aux=True)(state.params[update.group], micro_batch)
+
+    def add(total, micro_batch):
+        return jax.tree.map(jnp.add, total, one(micro_batch)), None
+
+    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], batch))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    (gradient, outputs), _ = jax.lax.scan(add, zeros, batch)
+    return jax.tree.map(lambda g: g / outputs.weight.astype(g.dtype), gradient), outputs
+
+
+def apply(
+    update: Update,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    gradient: dict,
+    outputs: Outputs,
+    rate: jax.Array,
+    finite: jax.Array,
+) -> TrainState:
+    """One optimiser step and the slots' update, or nothing where `finite` is false."""
+    group = update.group
+    old = state.params[group]
+    direction, opt_state = optimizer.update(gradient, state.opt_state[group], old)
+    params = jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, old, direction)
+    slots = update.finish(state.slots, outputs.statistics, {**state.params, group: params})
+
+    def keep(new, previous):
+        return jax.tree.map(lambda n, p: jnp.where(finite, n, p), new, previous)
+
+    return dataclasses.replace(
+        state,
+        params={**state.params, group: keep(params, old)},
+        opt_state={**state.opt_state, group: keep(opt_state, state.opt_state[group])},
+        slots=keep(slots, state.slots),
+    )
