@@ -89,6 +89,8 @@ def _add_corpora(corpora: argparse._SubParsersAction) -> None:
     synthetic.add_argument("--minutes", type=float, default=75.0, help="of audio (default 75)")
     synthetic.add_argument("--voices", type=int, default=12, help="training voices (default 12)")
     synthetic.add_argument("--seed", type=int, default=0, help="of sentences, rates, pitches")
+    # The usual hour or two would be one shard, and so one worker's.
+    synthetic.set_defaults(records_per_shard=128)
 
 
 def _add_corpus(corpora, name, build, text, source=True) -> argparse.ArgumentParser:
@@ -101,7 +103,9 @@ def _add_corpus(corpora, name, build, text, source=True) -> argparse.ArgumentPar
     sub.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all CPUs)"
     )
-    sub.add_argument("--records-per-shard", type=int, default=1024, help="(default 1024)")
+    sub.add_argument(
+        "--records-per-shard", type=int, default=1024, help="(default 1024; synthetic 128)"
+    )
     sub.add_argument("--name", help="of the corpus")
     return sub
 

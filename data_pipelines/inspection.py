@@ -39,7 +39,13 @@ def describe(directory: str | os.PathLike, crop_seconds: float, hop_seconds: flo
         f"hours        {seconds.sum() / 3600:.3f}",
         f"speakers     {len(known)}"
         + ("" if "" not in index.speakers else " (and records without one)"),
-        *textwrap.wrap(", ".join(known), 98, initial_indent="  ", subsequent_indent="  "),
+        *textwrap.wrap(
+            ", ".join(known),
+            98,
+            initial_indent="  ",
+            subsequent_indent="  ",
+            break_on_hyphens=False,
+        ),
         f"languages    {_tally(collections.Counter(index.column('language').tolist()))}",
         f"domains      {_tally(collections.Counter(index.column('domain').tolist()))}",
     ]
