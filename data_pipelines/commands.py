@@ -8,6 +8,8 @@ import os
 import pathlib
 import sys
 
+from data_pipelines import interrupts
+
 
 def run(arguments: list[str] | None = None) -> int:
     """Parses the arguments and runs the command; returns the exit status."""
@@ -111,7 +113,8 @@ def _add_corpus(corpora, name, build, text, source=True) -> argparse.ArgumentPar
 
 
 def _write(options: argparse.Namespace) -> int:
-    from data_pipelines import shards
+    with interrupts.deferred():
+        from data_pipelines import shards
 
     written = shards.write(
         options.build(options),
@@ -126,14 +129,16 @@ def _write(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from data_pipelines import inspection
+    with interrupts.deferred():
+        from data_pipelines import inspection
 
     print(inspection.describe(options.shards, options.crop_seconds))
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from data_pipelines import verify
+    with interrupts.deferred():
+        from data_pipelines import verify
 
     count = 0
     for fault in verify.faults(options.shards, options.workers):

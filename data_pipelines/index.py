@@ -7,6 +7,8 @@ record, in record order (shard after shard).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
 
@@ -63,15 +65,12 @@ def read_index(directory: str | os.PathLike) -> Index:
             f"{directory} has shard format {number} and this version reads format {FORMAT}: write "
             "the shards again, or use the version that wrote them"
         )
-    try:
-        table = parquet.read_table(
-            directory / COLUMNS, columns=["id_hash", "samples", "speaker", "split", "domain"]
-        )
-    except (OSError, pa.ArrowException) as error:
+    if summary.get("digest") != summary_digest(summary):
         raise UserError(
-            f"{directory / COLUMNS} can't be read ({error}): restore it from a copy or write the "
-            "shards again"
-        ) from error
+            f"{directory / INDEX} is damaged or was edited (its digest does not match): restore it "
+            "from a copy or write the shards again"
+        )
+    table = _read(directory, ["id_hash", "samples", "speaker", "split", "domain"])
     if table.num_rows != summary["records"]:
         raise UserError(
             f"{directory / COLUMNS} has {table.num_rows} rows and {INDEX} announces "
@@ -80,6 +79,9 @@ def read_index(directory: str | os.PathLike) -> Index:
     speaker, speakers = _codes(table["speaker"])
     domain, domains = _codes(table["domain"])
     split_codes, split_names = _codes(table["split"])
+    unknown = sorted(set(split_names) - set(SPLITS))
+    if unknown:
+        raise _unreadable(directory, f"it has the split {unknown[0]!r}")
     order = np.asarray([SPLITS.index(name) for name in split_names], np.int8)
     return Index(
         directory=directory,
@@ -100,6 +102,31 @@ def read_index(directory: str | os.PathLike) -> Index:
         split=order[split_codes],
         domain=domain,
         domains=domains,
+    )
+
+
+def summary_digest(summary: dict) -> str:
+    """SHA-256, in hex, of everything in ``index.json`` but the field ``digest``."""
+    rest = {key: value for key, value in summary.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("ascii")).hexdigest()
+
+
+def _read(directory: pathlib.Path, names: list[str]) -> pa.Table:
+    try:
+        table = parquet.read_table(directory / COLUMNS, columns=names)
+        table.validate(full=True)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(directory, str(error)) from error
+    for name in names:
+        if name not in table.column_names or table[name].type != SCHEMA.field(name).type:
+            raise _unreadable(directory, f"it has no column {name} of the known type")
+    return table
+
+
+def _unreadable(directory: pathlib.Path, why: str) -> UserError:
+    return UserError(
+        f"{directory / COLUMNS} can't be read ({' '.join(why.split())}): restore it from a copy or "
+        "write the shards again"
     )
 
 
@@ -162,8 +189,8 @@ class Index:
 
         Raises:
           KeyError: no such column; ``SCHEMA`` lists them.
+          UserError: the file is damaged.
         """
         if name not in SCHEMA.names:
             raise KeyError(f"no column {name!r}; there are {', '.join(SCHEMA.names)}")
-        table = parquet.read_table(self.directory / COLUMNS, columns=[name])
-        return table[name].to_numpy()
+        return _read(self.directory, [name])[name].to_numpy()

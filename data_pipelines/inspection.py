@@ -8,6 +8,7 @@ import textwrap
 
 import numpy as np
 
+from data_pipelines import interrupts
 from data_pipelines.index import Index, read_index
 from data_pipelines.records import SPLITS
 
@@ -88,7 +89,8 @@ def _rows(
     directory: str | os.PathLike, index: Index, crop_seconds: float, hop_seconds: float
 ) -> str:
     # Here, because grain takes a second to import and the rest does without it.
-    from data_pipelines import mixture as mixtures
+    with interrupts.deferred():
+        from data_pipelines import mixture as mixtures
 
     crop = round(crop_seconds * index.sample_rate)
     mixture = mixtures.open_mixture(

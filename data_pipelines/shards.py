@@ -310,34 +310,33 @@ def _finish(
     with atomic_write(out / index_lib.COLUMNS) as temporary:
         parquet.write_table(table.unify_dictionaries(), temporary, compression="zstd")
         columns_digest = file_digest(temporary)
-    write_json(
-        out / index_lib.INDEX,
-        {
-            "format": index_lib.FORMAT,
-            "corpus": corpus.name,
-            "licence": corpus.licence,
-            "licences": _counts(table["licence"]),
-            "source": corpus.source,
-            "attribution": corpus.attribution,
-            "sample_rate": sample_rate,
-            "records": table.num_rows,
-            "samples": sum(table["samples"].to_pylist()),
-            "splits": _counts(table["split"]),
-            "fingerprint": fingerprint(table["id"].to_pylist(), table["digest"].to_pylist()),
-            "request": request["digest"],
-            "shards": [
-                {
-                    "file": sidecar["file"],
-                    "bytes": sidecar["bytes"],
-                    "sha256": sidecar["sha256"],
-                    "records": len(sidecar["columns"]["id"]),
-                }
-                for sidecar in full
-            ],
-            "columns": {"file": index_lib.COLUMNS, "sha256": columns_digest},
-            "rejects": {reason: found for reason, found in rejects.items() if found},
-        },
-    )
+    summary = {
+        "format": index_lib.FORMAT,
+        "corpus": corpus.name,
+        "licence": corpus.licence,
+        "licences": _counts(table["licence"]),
+        "source": corpus.source,
+        "attribution": corpus.attribution,
+        "sample_rate": sample_rate,
+        "records": table.num_rows,
+        "samples": sum(table["samples"].to_pylist()),
+        "splits": _counts(table["split"]),
+        "fingerprint": fingerprint(table["id"].to_pylist(), table["digest"].to_pylist()),
+        "request": request["digest"],
+        "shards": [
+            {
+                "file": sidecar["file"],
+                "bytes": sidecar["bytes"],
+                "sha256": sidecar["sha256"],
+                "records": len(sidecar["columns"]["id"]),
+            }
+            for sidecar in full
+        ],
+        "columns": {"file": index_lib.COLUMNS, "sha256": columns_digest},
+        "rejects": {reason: found for reason, found in rejects.items() if found},
+    }
+    summary["digest"] = index_lib.summary_digest(summary)
+    write_json(out / index_lib.INDEX, summary)
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -31,14 +31,14 @@ def faults(directory: str | os.PathLike, worker_count: int = 1) -> Iterator[str]
     """
     try:
         index = read_index(directory)
+        expected = index.summary["columns"]["sha256"]
+        if file_digest(index.directory / COLUMNS) != expected:
+            yield f"{index.directory / COLUMNS} has another SHA-256 than the index says"
         columns = {name: index.column(name) for name in (*_COMPARED, "phones", "digest")}
     except UserError as error:
         yield str(error)
         return
     reader = RecordReader(index)
-    expected = index.summary["columns"]["sha256"]
-    if file_digest(index.directory / COLUMNS) != expected:
-        yield f"{index.directory / COLUMNS} has another SHA-256 than the index says"
     if len(reader) != len(index):
         yield f"the shards hold {len(reader)} records and {COLUMNS} {len(index)}"
         return

@@ -53,6 +53,16 @@ def run(
             _run_processes(function, jobs, min(worker_count, len(jobs)), done, bar)
 
 
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes that are started in the block never get Ctrl-C; this one, at the block's end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _run_processes(
     function: Callable[[Any, Tick], None],
     jobs: Sequence[Any],
@@ -84,15 +94,6 @@ def _run_processes(
     finally:
         stop.set()
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(count: Any, stop: Any) -> None:

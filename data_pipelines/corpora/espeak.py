@@ -14,6 +14,7 @@ import sys
 
 import numpy as np
 
+from data_pipelines import interrupts
 from data_pipelines.errors import UserError
 from data_pipelines.records import SILENCE
 
@@ -54,13 +55,15 @@ def speak(
     # By hand, because ctypes.CDLL has no way to let a library go.
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     try:
-        return _speak(
-            library,
-            pathlib.Path(espeakng_loader.get_data_path()),
-            text,
-            voice,
-            {_RATE: words_per_minute, _PITCH: pitch, _RANGE: pitch_range},
-        )
+        # An interrupt inside the callback from C would be printed and lost.
+        with interrupts.deferred():
+            return _speak(
+                library,
+                pathlib.Path(espeakng_loader.get_data_path()),
+                text,
+                voice,
+                {_RATE: words_per_minute, _PITCH: pitch, _RANGE: pitch_range},
+            )
     finally:
         library.espeak_Terminate()
         _unload(library)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 
+from data_pipelines import interrupts
 from data_pipelines.corpora import Audio, Corpus, Utterance, espeak
 from data_pipelines.errors import UserError
 
@@ -132,7 +133,8 @@ def _speakers(voices: int) -> list[tuple[str, str, str, float]]:
 def _vocabulary(language: str) -> list[str]:
     """The most frequent words of a language that are spelt with letters only."""
     try:
-        import wordfreq
+        with interrupts.deferred():
+            import wordfreq
     except ImportError as error:
         raise UserError(
             "synthetic speech needs the package wordfreq: pip install espeakng-loader wordfreq"
