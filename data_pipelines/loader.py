@@ -9,6 +9,7 @@ counts change who reads, never what.
 
 import contextlib
 import dataclasses
+import gc
 import io
 import multiprocessing
 import os
@@ -158,8 +159,9 @@ def locate_ordered(mixture: Mixture, position: int) -> "Place | None":
 def _decode(record: Record, low: int, high: int) -> np.ndarray:
     """Samples low … high − 1 of one record, float32[high − low]."""
     try:
-        with soundfile.SoundFile(io.BytesIO(record.flac)) as flac:
-            flac.seek(low)
+        with _Flac(io.BytesIO(record.flac)) as flac:
+            if low:
+                flac.seek(low)
             piece = flac.read(high - low, dtype="float32")
     except soundfile.LibsndfileError as error:
         raise UserError(f"the audio of record {record.id!r} can't be decoded: {error}") from error
@@ -188,6 +190,7 @@ def _release(held: list[Iterator], resources: contextlib.ExitStack) -> None:
     """Closes, and drops the iterator: batches read ahead are shared memory, freed with it."""
     resources.close()
     held.clear()
+    gc.collect()  # the StopIteration of grain's iterators holds their last batches in a cycle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +202,14 @@ class Place:
     slot: int
     slots: int
     epoch: int
+
+
+class _Flac(soundfile.SoundFile):
+    """A sound file that is read once: telling `read` that it can't seek spares it a second search
+    of the stream, to the place where it already is."""
+
+    def seekable(self) -> bool:
+        return False
 
 
 class _ReadRow:

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import shared_memory
 
 import numpy as np
 import pytest
 
 from data_pipelines import order
-from data_pipelines.corpora import Audio, Corpus, Utterance
+from data_pipelines.corpora import Audio, Corpus, Utterance, folder
 from data_pipelines.errors import UserError
 from data_pipelines.index import read_index
 from data_pipelines.loader import batches, open_mixture, padded_fraction, read_crop
@@ -34,7 +35,7 @@ def load_noise(utterance):
     return Audio(rng.uniform(-0.9, 0.9, (samples, 1)).astype(np.float32), RATE, [])
 
 
-def write_noise(folder, name, count):
+def write_noise(out, name, count):
     """Shards of `count` utterances by six speakers in all three splits."""
     utterances = [
         Utterance(
@@ -47,8 +48,8 @@ def write_noise(folder, name, count):
         for i in range(count)
     ]
     corpus = Corpus(name, "CC0-1.0", "noise", "nobody", utterances, load_noise)
-    write(corpus, folder, sample_rate=RATE, records_per_shard=16)
-    return folder
+    write(corpus, out, sample_rate=RATE, records_per_shard=16)
+    return out
 
 
 def opened(spec, **changes):
@@ -175,20 +176,34 @@ def test_the_batches_do_not_depend_on_workers_or_threads(both):
     assert_same(take(mixture, 4, workers=3, start_step=5), whole[5:])
 
 
-def test_closing_early_leaves_no_process_no_file_and_no_shared_memory(both, tmp_path, monkeypatch):
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_closing_leaves_no_process_no_file_and_no_shared_memory(both, tmp_path, monkeypatch, count):
+    """After no batch, after one, and after the last."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    shared = set(os.listdir("/dev/shm"))
-    for count in (0, 1):
-        iterator = batches(opened(both), batch_size=200, seed=0, workers=2)
-        for _ in range(count):
-            next(iterator)
-        iterator.close()
-        iterator.close()
-        with pytest.raises(ValueError, match="closed"):
-            next(iterator)
-        assert multiprocessing.active_children() == []
-        assert os.listdir(tmp_path) == []
-    assert set(os.listdir("/dev/shm")) == shared
+    made = []
+    attach = shared_memory.SharedMemory.__init__
+    monkeypatch.setattr(
+        shared_memory.SharedMemory,
+        "__init__",
+        lambda self, name, *rest, **named: (made.append(name), attach(self, name, *rest, **named))[
+            1
+        ],
+    )
+    iterator = batches(opened(both), batch_size=20, seed=0, workers=2, stop_step=7)
+    assert len(list(itertools.islice(iterator, count))) == count
+    if count == 7:
+        assert next(iterator, None) is None
+    iterator.close()
+    iterator.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(iterator)
+    assert multiprocessing.active_children() == []
+    assert os.listdir(tmp_path) == []
+    assert bool(made) == bool(count)
+    deadline = time.monotonic() + 10
+    while set(made) & set(os.listdir("/dev/shm")) and time.monotonic() < deadline:
+        time.sleep(0.05)  # grain unlinks in a thread
+    assert set(made) & set(os.listdir("/dev/shm")) == set()
 
 
 def test_a_start_at_any_step_continues_the_run(both):
@@ -317,9 +332,9 @@ def test_wrong_requests_are_refused_in_a_sentence(shards, both, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_flipped_byte_names_the_record(tmp_path, workers):
-    folder = write_noise(tmp_path / "shards", "broken", 20)
-    mixture = opened(folder)
-    for path in folder.glob("*.array_record"):
+    out = write_noise(tmp_path / "shards", "broken", 20)
+    mixture = opened(out)
+    for path in out.glob("*.array_record"):
         data = bytearray(path.read_bytes())
         at = data.rindex(b"fLaC") + 200
         data[at] ^= 1
@@ -373,3 +388,21 @@ def test_no_process_outlives_its_parent(shards, tmp_path, ending):
     while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert [pid for pid in workers if os.path.exists(f"/proc/{pid}")] == []
+
+
+def test_real_speech_is_hardly_padded_at_short_crops(speech_folder, tmp_path):
+    """92 % of its records last 0.4 s; joined and cropped at 2.56 s, 15 % may be padding."""
+    corpus = folder.corpus(str(speech_folder), manifest=str(speech_folder / "manifest.csv"))
+    write(corpus, tmp_path / "shards", sample_rate=16000)
+    mixture = opened(
+        tmp_path / "shards",
+        crop_samples=40960,
+        hop_samples=320,
+        min_seconds=2.5,
+        shortest_samples=6400,
+        sample_rate=16000,
+    )
+    assert padded_fraction(mixture) <= 0.15
+    index = read_index(tmp_path / "shards")
+    covered = index.samples[index.split == 0].sum() / 16000 / 3600
+    assert 0.9 < mixture.epoch_hours / covered < 1.1
