@@ -17,6 +17,7 @@ import msgpack
 import numpy as np
 import soundfile
 
+from data_pipelines import interrupts
 from data_pipelines.errors import UserError
 
 FORMAT = 1
@@ -137,7 +138,8 @@ class Record:
           UserError: the FLAC bytes can't be decoded or have another length than ``samples``.
         """
         try:
-            waveform, _ = soundfile.read(io.BytesIO(self.flac), dtype="float32")
+            with interrupts.deferred():
+                waveform, _ = soundfile.read(io.BytesIO(self.flac), dtype="float32")
         except soundfile.LibsndfileError as error:
             raise UserError(f"the audio of record {self.id!r} can't be decoded: {error}") from error
         if waveform.shape != (self.samples,):

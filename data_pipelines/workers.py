@@ -14,6 +14,7 @@ from typing import Any
 
 import tqdm
 
+from data_pipelines import interrupts
 from data_pipelines.errors import UserError
 
 Tick = Callable[[], None]
@@ -47,10 +48,24 @@ def run(
         total=total, initial=done, unit=" files", disable=not progress, file=sys.stderr
     ) as bar:
         if worker_count == 1:
-            for job in jobs:
-                function(job, bar.update)
+            _run_here(function, jobs, bar)
         else:
             _run_processes(function, jobs, min(worker_count, len(jobs)), done, bar)
+
+
+def _run_here(
+    function: Callable[[Any, Tick], None], jobs: Sequence[Any], bar: tqdm.tqdm
+) -> None:
+    # Between two units of work, as in the worker processes: within one Ctrl-C could get lost.
+    with interrupts.deferred() as arrived:
+
+        def tick() -> None:
+            bar.update()
+            if arrived:
+                raise KeyboardInterrupt
+
+        for job in jobs:
+            function(job, tick)
 
 
 @contextlib.contextmanager
