@@ -5,6 +5,18 @@ import pathlib
 
 import pytest
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402  (after the platform is chosen)
+
+# Eight faked devices, so that sharded programs run in the same process; set before JAX starts.
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_addoption(parser):
+    """`--update-golden` rewrites tests/golden instead of comparing with it."""
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/*.txt")
+
 
 @pytest.fixture(scope="session")
 def speech_folder() -> pathlib.Path:
@@ -13,3 +25,10 @@ def speech_folder() -> pathlib.Path:
     if not folder:
         pytest.skip("set UNIWAV_SPEECH to a folder of real speech with a manifest.csv to run this")
     return pathlib.Path(folder)
+
+
+@pytest.fixture(scope="module")
+def float64():
+    """The whole test module runs in float64, so that tolerances can be tight."""
+    with jax.enable_x64(True):
+        yield
