@@ -55,9 +55,9 @@ class Encoder(nnx.Module):
         self.mask_vector = nnx.Param(
             jax.random.uniform(rngs.params(), (encoder.width,), compute.parameter_dtype)
         )
-        self.positions = None
-        if "conv" in encoder.positions:
-            self.positions = ConvolutionalPositions(
+        # One assignment: NNX refuses a module in an attribute that first held None.
+        self.positions = (
+            ConvolutionalPositions(
                 encoder.width,
                 encoder.position_layers,
                 encoder.position_groups,
@@ -65,6 +65,9 @@ class Encoder(nnx.Module):
                 compute,
                 rngs,
             )
+            if "conv" in encoder.positions
+            else None
+        )
         if self.depth:
             rotary = "rope" in encoder.positions
             self.layers = stack(

@@ -35,7 +35,7 @@ def span_mask(
       positions, 0 for the surplus ones.
     """
     counts = masked_counts(frames, fraction)
-    start = jnp.arange(frames)
+    start = jnp.arange(frames, dtype=jnp.int32)
     draw = jnp.where(start <= length - span, jax.random.uniform(key, (frames,)), jnp.inf)
     rank = jnp.zeros(frames, jnp.int32).at[jnp.argsort(draw)].set(start)
     rank = jnp.where(start <= length - span, rank, frames)
