@@ -18,6 +18,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import grain
@@ -109,10 +110,10 @@ def batches(
             options = grain.MultiprocessingOptions(
                 num_workers=workers, per_worker_buffer_size=_BATCHES_AHEAD_A_WORKER
             )
-            dataset = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_follow_parent)
         iterator = iter(dataset)
         undo.callback(iterator.close)
-        return Batches(iterator, undo.pop_all())
+        return Batches(iterator, undo.pop_all(), workers > 0)
 
 
 def read_crop(records: Sequence[Record], start: int, crop_samples: int) -> np.ndarray:
@@ -173,10 +174,9 @@ def _decode(record: Record, low: int, high: int) -> np.ndarray:
     return piece
 
 
-def _start_worker(worker: int, workers: int) -> None:
-    """Lets the parent alone handle Ctrl-C, and ends a worker whose parent was killed."""
+def _follow_parent(worker: int, workers: int) -> None:
+    """Runs in each worker: ends it when its parent was killed."""
     del worker, workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def follow():
@@ -184,6 +184,21 @@ def _start_worker(worker: int, workers: int) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True, name="follow-parent").start()
+
+
+@contextlib.contextmanager
+def _interrupt_held():
+    """Keeps Ctrl-C waiting; threads and processes started meanwhile never see it.
+
+    So the parent alone handles Ctrl-C and closes its workers, from their first instruction on.
+    """
+    # Starting the tracker unblocks signals in the thread that does it, so it is done before.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _release(held: list[Iterator], resources: contextlib.ExitStack) -> None:
@@ -283,7 +298,8 @@ class _ReadRow:
 class Batches:
     """An iterator of batches that owns its workers and temporary files until it is closed."""
 
-    def __init__(self, iterator: Iterator, resources: contextlib.ExitStack):
+    def __init__(self, iterator: Iterator, resources: contextlib.ExitStack, workers: bool):
+        self._workers_to_start = workers
         self._held = [iterator]
         # Also runs when the program ends, while the modules that it needs are still there.
         self._close = weakref.finalize(self, _release, self._held, resources)
@@ -292,10 +308,14 @@ class Batches:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        # Workers hand over shared memory; a copy gives that back at once and leaves plain arrays.
         if not self._held:
             raise ValueError("these batches are closed")
-        return {name: np.array(value) for name, value in next(self._held[0]).items()}
+        # grain starts its workers when the first batch is asked for.
+        with _interrupt_held() if self._workers_to_start else contextlib.nullcontext():
+            self._workers_to_start = False
+            batch = next(self._held[0])
+        # Workers hand over shared memory; a copy gives that back at once and leaves plain arrays.
+        return {name: np.array(value) for name, value in batch.items()}
 
     def __enter__(self) -> "Batches":
         return self
