@@ -13,6 +13,8 @@ class UserError(Exception):
     status 2.
     """
 
+    status = 2
+
 
 class Rejected(Exception):
     """One utterance that can't become a record; the writer counts it and goes on.

@@ -133,7 +133,7 @@ class EncoderLayer(nnx.Module):
         self.feed_forward = FeedForward(width, compute, rngs)
 
     def __call__(self, x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the residual stream after the layer and the feed-forward output before its add."""
+        """Returns the residual stream and the feed-forward output before its residual add."""
         x = x + self.attention(self.attention_norm(x), valid)
         feed_forward = self.feed_forward(self.feed_forward_norm(x))
         return x + feed_forward, feed_forward

@@ -1,1 +1,5 @@
 """Recipes: a model, its objectives and its updates."""
+
+from uniwav_jax.recipes.uniwav import build
+
+__all__ = ["build"]

@@ -1,0 +1,69 @@
+"""`python -m uniwav_jax COMMAND`: the table of commands and what their errors become."""
+
+import argparse
+import importlib
+import sys
+
+from uniwav_jax.errors import UserError
+
+# Name -> one line. The module uniwav_jax/commands/NAME.py is imported when it is called.
+COMMANDS = {
+    "train": "train a model on shards, or go on with a run",
+    "evaluate": "probes, losses and resynthesis of a run: evaluation.json and evaluation.png",
+    "compare": "config differences, curves and evaluations of several runs",
+    "extract": "hidden states, condition and codewords of audio files",
+    "resynthesize": "an audio file through encoder and decoder, every frame generated",
+    "infill": "generate a gap of an audio file from what surrounds it",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+      Exit status: what the command says (0), 2 after a mistake in what was asked for, 3 when
+      training stopped itself, 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="python -m uniwav_jax",
+        description="UniWav: joint pre-training of a speech encoder and a generative decoder.",
+        epilog="COMMAND --help says all about one command.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, line in COMMANDS.items():
+        chosen = commands.add_parser(name, help=line, add_help=False)
+        if arguments[:1] == [name]:
+            module = importlib.import_module(f"uniwav_jax.commands.{name}")
+            chosen.add_argument("-h", "--help", action="help", help="show this help")
+            chosen.description = module.__doc__
+            chosen.formatter_class = argparse.RawDescriptionHelpFormatter
+            module.add_arguments(chosen)
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        return module.run(options, overrides(rest))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt as error:
+        print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
+        return 130
+
+
+def overrides(rest: list[str]) -> list[str]:
+    """Arguments "--config.NAME=VALUE" as "NAME=VALUE".
+
+    Raises:
+      SystemExit: any other argument.
+    """
+    result = []
+    for argument in rest:
+        if not argument.startswith("--config."):
+            print(f"error: unknown argument {argument}; see --help.", file=sys.stderr)
+            raise SystemExit(2)
+        result.append(argument.removeprefix("--config."))
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of `python -m uniwav_jax`, one module each: `add_arguments` and `run`."""

@@ -1,0 +1,164 @@
+"""Configs: a Python file that returns a ConfigDict, typed overrides, identity and free fields."""
+
+import ast
+import difflib
+import importlib.util
+import json
+import pathlib
+import sys
+
+import ml_collections
+
+from uniwav_jax.errors import UserError
+
+# What may change at a restart. Everything else is identity: a run with another value is another.
+FREE = (
+    "data.shards",  # where the data lie; which data they are is the fingerprint's business
+    "data.validation",
+    "data.workers",
+    "training.accumulation",
+    "training.non_finite_limit",
+    "training.collapse_perplexity",
+    "parallel",
+    "checkpoint",
+    "telemetry",
+    "evaluation",
+)
+
+
+def load_config(spec: str, overrides: list[str] = ()) -> ml_collections.ConfigDict:
+    """Loads "FILE.py" or "FILE.py:argument" and applies overrides like "training.steps=20".
+
+    Raises:
+      UserError: no such file, no `get_config`, an argument or override that does not fit.
+    """
+    name, _, argument = spec.partition(":")
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise UserError(f"--config {name}: no such file; configs/ holds the recipes.")
+    # Recipe files import each other as `configs.…`, from the folder above them.
+    root = str(path.resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config {name} has no get_config(); recipes define one.")
+    try:
+        config = module.get_config(argument) if argument else module.get_config()
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--config {spec}: {error}") from error
+    for override in overrides:
+        apply_override(config, override)
+    return config
+
+
+def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
+    """Sets one existing field from "name.name=value"; the value takes the field's type.
+
+    Raises:
+      UserError: no such field (the nearest is named), or a value of another type.
+    """
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"--config.{name} has no value; write --config.{name}=VALUE.")
+    fields = flatten(config)
+    if name not in fields:
+        nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
+        raise UserError(
+            f"--config.{name}: there is no such field; the nearest is '{nearest[0]}'."
+        )
+    value = parse_value(name, text, fields[name])
+    *parents, last = name.split(".")
+    node = config
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+
+
+def parse_value(name: str, text: str, current):
+    """`text` as a value of `current`'s type.
+
+    Raises:
+      UserError: it can't be read as one.
+    """
+    kind = type(current)
+    if kind is str:
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        lowered = {"true": True, "false": False}.get(text.lower())
+        value = text if lowered is None else lowered
+    if kind is tuple and not isinstance(value, tuple):
+        value = tuple(value) if isinstance(value, list) else (value,)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is int and type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not kind:
+        raise UserError(f"--config.{name}={text} is not a {kind.__name__}, as the field is.")
+    return value
+
+
+def flatten(config) -> dict:
+    """Nested fields as {"training.steps": 2000, ...}, sorted; takes ConfigDicts and dicts."""
+    result = {}
+    for key, value in config.items():
+        if isinstance(value, (dict, ml_collections.ConfigDict)):
+            result |= {f"{key}.{name}": inner for name, inner in flatten(value).items()}
+        else:
+            result[key] = tuple(value) if isinstance(value, list) else value
+    return dict(sorted(result.items()))
+
+
+def is_free(name: str) -> bool:
+    """Whether the field may change at a restart."""
+    return any(name == free or name.startswith(free + ".") for free in FREE)
+
+
+def difference(old, new) -> dict[str, tuple]:
+    """Fields that differ: name -> (old, new); a field that one side lacks is None there."""
+    old, new = flatten(old), flatten(new)
+    names = sorted(old.keys() | new.keys())
+    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
+
+
+def identity_difference(old, new) -> dict[str, tuple]:
+    """Those of `difference` that make it another run."""
+    return {name: pair for name, pair in difference(old, new).items() if not is_free(name)}
+
+
+def to_json(config) -> str:
+    """The resolved config as JSON text; `from_json` reads it back."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ml_collections.ConfigDict:
+    """Inverse of `to_json`; lists become tuples, as in recipe files."""
+
+    def tuples(node):
+        if isinstance(node, dict):
+            return {key: tuples(value) for key, value in node.items()}
+        return tuple(node) if isinstance(node, list) else node
+
+    return ml_collections.ConfigDict(tuples(json.loads(text))).lock()
+
+
+def check(config) -> None:
+    """Raises UserError for values that no run can have."""
+    positive = ("training.steps", "training.batch_size", "data.crop_frames", "checkpoint.every")
+    fields = flatten(config)
+    for name in (*positive, "telemetry.log_every", "telemetry.validate_every", "checkpoint.keep"):
+        if fields[name] < 1:
+            raise UserError(f"{name} = {fields[name]} must be at least 1.")
+    for half in ("encoder", "decoder"):
+        width, heads = fields[f"{half}.width"], fields[f"{half}.heads"]
+        if heads < 1 or width % heads:
+            raise UserError(f"{half}.width = {width} is not divisible by {half}.heads = {heads}.")
+    if config.data.crop_frames < config.masking.shortest:
+        raise UserError(
+            f"data.crop_frames = {config.data.crop_frames} is below masking.shortest = "
+            f"{config.masking.shortest}; nothing could be trained on."
+        )

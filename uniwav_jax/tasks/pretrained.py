@@ -1,0 +1,171 @@
+"""A trained run, opened: parameters, statistics, and what they give for utterances of any length."""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from uniwav_jax import config as configs
+from uniwav_jax import recipes
+from uniwav_jax.errors import UserError
+from uniwav_jax.parallel.mesh import make_mesh, replicated
+from uniwav_jax.parallel.sharding import shardings
+from uniwav_jax.recipes.inference import Inference
+from uniwav_jax.training import data, optimizer
+from uniwav_jax.training.checkpoint import Checkpoints, abstract_state
+from uniwav_jax.training.record import read_run
+from uniwav_jax.training.state import initial_state
+
+# Utterances are padded to a multiple of so many frames, so that few programs are compiled.
+BUCKET_FRAMES = 128
+ROWS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """One checkpoint of a run, or its untrained beginning (step 0).
+
+    Attributes:
+      config: the run's.
+      step: steps taken.
+      params, slots: as in `TrainState`.
+      statistics: {"mean", "deviation"} of the run's own training data.
+    """
+
+    config: Any
+    step: int
+    params: dict
+    slots: dict
+    statistics: dict
+
+    @functools.cached_property
+    def inference(self) -> Inference:
+        """The functions of the run's config."""
+        return Inference(self.config)
+
+    def untrained(self) -> "Pretrained":
+        """The same run before its first step, with the same statistics."""
+        state = jax.jit(functools.partial(_start, self.config))()
+        return dataclasses.replace(self, step=0, params=state.params, slots=state.slots)
+
+    def frames(self, samples: int) -> int:
+        """Frames of an utterance."""
+        return int(self.inference.feature.frames(samples))
+
+    def encode(self, waveforms: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        """What the student and the teacher make of clean utterances, in the given order.
+
+        Args:
+          waveforms: float32 [samples] each, at the run's sample rate, any length >= 1.
+
+        Yields:
+          surface [frames, channels], in log-mel units; layers [depth, frames, width], the residual
+          stream after every layer (h0 alone without layers); z [frames, width] if the run has a
+          decoder; codewords int32 [targets, frames] if it has a teacher.
+        """
+        found: dict[int, dict] = {}
+        wanted = itertools.count()
+        following = next(wanted)
+        for indices, waveform, samples in padded_batches(waveforms, self.inference.feature):
+            outputs = jax.device_get(
+                self._encode(self.params, self.slots, self.statistics, waveform, samples)
+            )
+            for row, index in enumerate(indices):
+                length = self.frames(len(waveforms[index]))
+                found[index] = _row(outputs, row, length)
+            while following in found:
+                yield found.pop(following)
+                following = next(wanted)
+
+    @functools.cached_property
+    def _encode(self):
+        inference = self.inference
+
+        def encode(params, slots, statistics, waveform, samples):
+            x, valid = inference.surface(statistics, waveform, samples)
+            unmasked = jax.numpy.zeros_like(valid)
+            h, streams = inference.encode(params, x, valid, unmasked)
+            outputs = {"surface": inference.feature(waveform)}
+            outputs["layers"] = h[None] if streams is None else streams
+            if self.config.objective.decoder_weight:
+                outputs["z"] = inference.condition(params, x, valid, unmasked)
+            if streams is not None:
+                outputs["codewords"] = inference.codewords(params, slots, x, valid)
+            return outputs
+
+        return jax.jit(encode)
+
+
+def load(workdir, step: int | None = None) -> Pretrained:
+    """Opens a checkpoint, the newest one unless told.
+
+    Raises:
+      UserError: no run there, no checkpoint, or not that one.
+    """
+    workdir = pathlib.Path(workdir)
+    config = read_run(workdir)["config"]
+    # A run may have been trained on more devices than are here.
+    with config.unlocked():
+        config.parallel.update(data=-1, fsdp=1, tensor=1)
+    mesh = make_mesh(config.parallel, jax.devices()[:1])
+    with Checkpoints(workdir / "checkpoints", config) as checkpoints:
+        if checkpoints.latest is None:
+            raise UserError(f"{workdir} has no checkpoint yet; train it first.")
+        step = checkpoints.latest if step is None else step
+        statistics = checkpoints.meta(step)["statistics"]
+        abstract = abstract_state(
+            functools.partial(_start, config), lambda tree: shardings(tree, mesh)
+        )
+        state = checkpoints.restore(step, abstract)
+    constants = data.as_constants(config, statistics, replicated(mesh))
+    return Pretrained(config, step, state.params, state.slots, constants["statistics"])
+
+
+def steps(workdir) -> list[int]:
+    """Steps of a run's checkpoints, ascending."""
+    config = read_run(pathlib.Path(workdir))["config"]
+    with Checkpoints(pathlib.Path(workdir) / "checkpoints", config) as checkpoints:
+        return checkpoints.steps
+
+
+def padded_batches(waveforms: Sequence[np.ndarray], feature, rows: int = ROWS):
+    """Groups utterances of similar length and pads them with zeros.
+
+    Yields:
+      (indices into `waveforms`, waveform float32 [rows, samples], samples int32 [rows]); rows
+      beyond the indices have samples = 0.
+    """
+    hop = feature.hop
+    buckets = [-(-feature.frames(len(w)) // BUCKET_FRAMES) * BUCKET_FRAMES for w in waveforms]
+    order = sorted(range(len(waveforms)), key=lambda i: buckets[i])
+    for frames, members in itertools.groupby(order, key=lambda i: buckets[i]):
+        for indices in _chunks(list(members), rows):
+            waveform = np.zeros((rows, frames * hop), np.float32)
+            samples = np.zeros(rows, np.int32)
+            for row, index in enumerate(indices):
+                waveform[row, : len(waveforms[index])] = waveforms[index]
+                samples[row] = len(waveforms[index])
+            yield indices, waveform, samples
+
+
+def _chunks(items: list, size: int) -> Iterator[list]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _row(outputs: dict, row: int, length: int) -> dict:
+    """One utterance of a batch without its padding; the batch axis lies before the frames."""
+    batch_axis = {"surface": 0, "z": 0, "layers": 1, "codewords": 1}
+    return {
+        name: np.take(value, row, axis=batch_axis[name]).take(range(length), axis=batch_axis[name])
+        for name, value in outputs.items()
+    }
+
+
+def _start(config):
+    return initial_state(recipes.build(config), optimizer.build(config.optimizer), config.seed)

@@ -1,0 +1,110 @@
+"""What the loop takes from the loader: mixtures, fixed validation batches, statistics."""
+
+import hashlib
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from data_pipelines.index import SPLITS, read_index
+from data_pipelines.loader import batches
+from data_pipelines.mixture import Mixture, open_mixture, parse_spec
+from uniwav_jax import features
+from uniwav_jax.errors import UserError
+from uniwav_jax.features.normalization import measure
+
+STATISTICS_BATCH = 16
+
+
+def open_split(config, shards: str, split: str) -> Mixture:
+    """The mixture of one split, cropped and joined as the config says; excluded speakers left out.
+
+    Raises:
+      UserError: see `open_mixture`; or no shards are named.
+    """
+    if not shards:
+        raise UserError("no shards are named; pass --data SHARDS.")
+    hop = config.features.hop
+    present = {name for path, _ in parse_spec(shards) for name in read_index(path).speakers}
+    excluded = config.data.exclude_speakers
+    return open_mixture(
+        shards,
+        split=split,
+        crop_samples=config.data.crop_frames * hop,
+        hop_samples=hop,
+        min_seconds=config.data.min_seconds,
+        shortest_samples=(config.masking.shortest - 1) * hop + 1,
+        sample_rate=config.features.sample_rate,
+        # A name that the training shards lack is a slip; separate validation shards may lack it.
+        exclude_speakers=[
+            name for name in excluded if name in present or shards == config.data.shards
+        ],
+    )
+
+
+def open_validation(config) -> Mixture | None:
+    """The validation mixture; None if the training shards have no validation split.
+
+    Raises:
+      UserError: `data.validation` names shards that have none.
+    """
+    if config.data.validation:
+        return open_split(config, config.data.validation, "validation")
+    validation = SPLITS.index("validation")
+    paths = [path for path, _ in parse_spec(config.data.shards)]
+    if not any((read_index(path).split == validation).any() for path in paths):
+        return None
+    return open_split(config, config.data.shards, "validation")
+
+
+def validation_steps(config, mixture: Mixture) -> int:
+    """Batches of the fixed validation set: whole ones, in which no slot comes twice."""
+    whole = max(1, mixture.slots // config.training.batch_size)
+    return min(config.telemetry.validation_batches, whole)
+
+
+def validation_batches(config, mixture: Mixture, rows=None):
+    """The fixed validation batches; neither the run's seed nor its length changes them."""
+    return batches(
+        mixture,
+        batch_size=config.training.batch_size,
+        seed=0,
+        stop_step=validation_steps(config, mixture),
+        rows=rows,
+    )
+
+
+def validation_fingerprint(config, mixture: Mixture) -> str:
+    """Names the validation set: numbers with different ones are never compared."""
+    shape = f"{config.training.batch_size}x{validation_steps(config, mixture)}"
+    return hashlib.sha256(f"{mixture.fingerprint} {shape}".encode()).hexdigest()
+
+
+def feature_statistics(config, mixture: Mixture) -> dict[str, list[float]]:
+    """Mean and deviation per channel over the first positions of the order under seed 0."""
+    count = min(config.features.statistics_positions, mixture.slots)
+    steps = -(-count // STATISTICS_BATCH)
+    with batches(mixture, batch_size=STATISTICS_BATCH, seed=0, stop_step=steps) as loaded:
+        statistics = measure(
+            cut(loaded, count),
+            features.build(config),
+            jnp.dtype(config.training.parameter_dtype),
+            config.features.deviation_floor,
+        )
+    return jax.tree.map(float, multihost_utils.broadcast_one_to_all(statistics))
+
+
+def cut(loaded, count: int):
+    """The first `count` rows of an iterator of batches; later rows get samples = 0."""
+    for start, batch in zip(itertools.count(0, STATISTICS_BATCH), loaded, strict=False):
+        rows = np.arange(start, start + STATISTICS_BATCH)
+        yield batch | {"samples": np.where(rows < count, batch["samples"], 0)}
+
+
+def as_constants(config, statistics: dict, sharding) -> dict:
+    """What the step takes beside state and batch: arrays that are not trained."""
+    dtype = jnp.promote_types(config.training.parameter_dtype, jnp.float32)
+    arrays = {name: np.asarray(values, dtype) for name, values in statistics.items()}
+    return jax.device_put({"statistics": arrays}, sharding)
