@@ -39,30 +39,20 @@ def main(arguments: list[str] | None = None) -> int:
             chosen.description = module.__doc__
             chosen.formatter_class = argparse.RawDescriptionHelpFormatter
             module.add_arguments(chosen)
-    options, rest = parser.parse_known_args(arguments)
+    fields = [a for a in arguments if a.startswith("--config.")]
+    options = parser.parse_args([a for a in arguments if a not in fields])
     try:
-        return module.run(options, overrides(rest))
+        # A command that can change fields has set the default options.fields = [].
+        if fields and not hasattr(options, "fields"):
+            raise UserError(f"{options.command} takes no fields of the config, so not {fields[0]}.")
+        options.fields = [field.removeprefix("--config.") for field in fields]
+        return module.run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt as error:
         print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
         return 130
-
-
-def overrides(rest: list[str]) -> list[str]:
-    """Arguments "--config.NAME=VALUE" as "NAME=VALUE".
-
-    Raises:
-      SystemExit: any other argument.
-    """
-    result = []
-    for argument in rest:
-        if not argument.startswith("--config."):
-            print(f"error: unknown argument {argument}; see --help.", file=sys.stderr)
-            raise SystemExit(2)
-        result.append(argument.removeprefix("--config."))
-    return result
 
 
 if __name__ == "__main__":

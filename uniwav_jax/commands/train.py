@@ -25,11 +25,12 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--profile", default="", metavar="A:B", help="trace steps A to B into WORKDIR/profile"
     )
+    parser.set_defaults(fields=[])
 
 
-def run(options, overrides: list[str]) -> int:
+def run(options) -> int:
     """Resolves the config and trains."""
-    config = configs.load_config(options.config, overrides)
+    config = configs.load_config(options.config, options.fields)
     with config.unlocked():
         config.data.shards = options.data
         config.data.validation = options.validation

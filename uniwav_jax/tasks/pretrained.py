@@ -1,4 +1,4 @@
-"""A trained run, opened: parameters, statistics, and what they give for utterances of any length."""
+"""A trained run, opened: what its model gives for utterances of any length."""
 
 import dataclasses
 import functools
@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from uniwav_jax import config as configs
 from uniwav_jax import recipes
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel.mesh import make_mesh, replicated
