@@ -10,10 +10,8 @@
 from configs.common import base
 
 
-def get_config(argument: str = ""):
-    """The demo's recipe. Takes no argument."""
-    if argument:
-        raise ValueError(f"configs/tiny.py takes no argument, got '{argument}'.")
+def get_config():
+    """Takes no argument."""
     config = base()
     config.data.crop_frames = 128
     config.encoder.update(depth=4, width=128, heads=2, positions="rope")

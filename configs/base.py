@@ -1,0 +1,17 @@
+"""base: LibriSpeech, 960 hours.
+
+| encoder | decoder | K / V | crops x frames | steps |
+|---|---|---|---|---|
+| 12 x 768 | 8 x 768 | 8 / 256 | 256 x 768 | 400k |
+
+    python -m uniwav_jax train --config configs/base.py --data SHARDS --workdir RUN
+
+Not trained yet: no time and no score are known.
+"""
+
+from configs.common import base
+
+
+def get_config():
+    """The fields of `common.base` as they are. Takes no argument."""
+    return base().lock()

@@ -1,0 +1,23 @@
+"""xxl: about 3.7 billion parameters, sharded over fsdp and tensor.
+
+| encoder | decoder | K / V | crops x frames | steps |
+|---|---|---|---|---|
+| 48 x 2048 | 24 x 2048 | 8 / 256 | 1024 x 768 | 600k |
+
+    python -m uniwav_jax train --config configs/xxl.py --data SHARDS --workdir RUN
+
+Not trained yet: no time and no score are known.
+"""
+
+from configs.common import base
+
+
+def get_config():
+    """Takes no argument."""
+    config = base()
+    config.encoder.update(depth=48, width=2048, heads=32)
+    config.decoder.update(depth=24, width=2048, heads=32)
+    config.optimizer.learning_rate = 1.5e-4
+    config.training.update(steps=600_000, batch_size=1024)
+    config.parallel.update(data=1, fsdp=-1, tensor=4, remat="full")
+    return config.lock()
