@@ -1,0 +1,1 @@
+"""Launching: from the checkout, never installed."""

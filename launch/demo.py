@@ -1,0 +1,124 @@
+"""The whole system on a laptop: corpus, training, evaluation, generated speech.
+
+    python -m launch.demo [--runs runs/demo] [--steps 2000] [--without-bars]
+
+Runs the same commands that a user would, prints each of them and the seconds it took, and ends with
+a table of what was reached. Exit status 1: a bar was missed. Run again, it goes on where it
+stopped.
+"""
+
+import argparse
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+
+from data_pipelines.files import atomic_write
+from data_pipelines.reader import RecordReader
+
+
+def main() -> int:
+    """Runs the demo."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", default="runs", help="where corpus and run are written")
+    parser.add_argument("--steps", type=int, default=2_000, help="training steps")
+    parser.add_argument("--minutes", type=float, default=75.0, help="of synthetic speech")
+    parser.add_argument("--without-bars", action="store_true", help="only run, judge nothing")
+    options = parser.parse_args()
+    runs = pathlib.Path(options.runs)
+    shards, run = str(runs / "demo_shards"), str(runs / "demo")
+    sounds = runs / "demo" / "sounds"
+
+    seconds = {
+        "corpus": command(
+            *("data_pipelines", "write", "synthetic"),
+            *("--out", shards, "--minutes", str(options.minutes)),
+        ),
+        "training": command(
+            *("uniwav_jax", "train", "--config", "configs/tiny.py"),
+            *("--data", shards, "--workdir", run),
+            *([] if options.steps == 2_000 else [f"--config.training.steps={options.steps}"]),
+        ),
+        "evaluation": command("uniwav_jax", "evaluate", "--workdir", run, "--data", shards),
+    }
+    true = write_example(shards, sounds / "true.wav")
+    generated = str(sounds / "resynthesised.wav"), str(sounds / "infilled.wav")
+    seconds["sounds"] = command(
+        *("uniwav_jax", "resynthesize", "--workdir", run, "--input", true, "--output", generated[0])
+    ) + command(
+        *("uniwav_jax", "infill", "--workdir", run, "--input", true, "--output", generated[1]),
+        *("--from", "1.0", "--to", "2.0"),
+    )
+
+    evaluation = json.loads((runs / "demo" / "evaluation.json").read_text())
+    missed = print_bars(evaluation) if not options.without_bars else []
+    print("\nseconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+    print(f"         {sum(seconds.values()):.0f} in all")
+    print(f"pictures: {run}/evaluation.png, {run}/samples/*.png")
+    print(f"sounds:   {true}, {generated[0]}, {generated[1]}")
+    print(f"numbers:  {run}/evaluation.json; curves: tensorboard --logdir {run}/tensorboard")
+    return 1 if missed else 0
+
+
+def command(*arguments: str) -> float:
+    """Runs `python -m ARGUMENTS` and returns its seconds; a failure ends the demo."""
+    print("\n$ python -m " + shlex.join(arguments), flush=True)
+    began = time.monotonic()
+    status = subprocess.run([sys.executable, "-m", *arguments]).returncode
+    if status:
+        print(f"error: this command ended with status {status}.", file=sys.stderr)
+        raise SystemExit(status)
+    return time.monotonic() - began
+
+
+def write_example(shards: str, path: pathlib.Path) -> str:
+    """The first test record of at least 3 s as a WAV file."""
+    import soundfile
+
+    reader = RecordReader(shards)
+    records = (reader[i] for i in range(len(reader)))
+    record = next(r for r in records if r.split == "test" and r.samples >= 3 * r.sample_rate)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        soundfile.write(temporary, record.waveform(), record.sample_rate, format="WAV")
+    return str(path)
+
+
+def bars(evaluation: dict) -> list[tuple[str, float, float, bool]]:
+    """What the demo must reach: (what, value, bar, whether it holds)."""
+    phones, perplexity = evaluation["phone_accuracy"], evaluation["codebook_perplexity"]
+    flow, size = evaluation["flow_matching_validation_loss"], evaluation["codebook_size"]
+    best = phones["trained_best"]
+    at_least = [
+        ("phone accuracy, trained: untrained + 0.05", best, phones["untrained_best"] + 0.05),
+        ("phone accuracy, trained: log-mel + 0.10", best, phones["log_mel"] + 0.10),
+        ("codebook perplexity, mean: V / 4", perplexity["mean"], size / 4),
+        ("codebook perplexity, min: V / 8", perplexity["min"], size / 8),
+    ]
+    other = flow["last_with_other_condition"]
+    at_most = [
+        ("flow loss, last: 0.5 x first", flow["last"], 0.5 * flow["first"]),
+        ("flow loss, last: 0.75 x with another's condition", flow["last"], 0.75 * other),
+    ]
+    for task in ("resynthesis", "infilling"):
+        low = evaluation[task]["stoi_gain_over_floor"]["low"]
+        at_least.append((f"STOI of {task} over the floor, 95 % low end", low, 0.0))
+    return [(*bar, bar[1] >= bar[2]) for bar in at_least] + [
+        (*bar, bar[1] <= bar[2]) for bar in at_most
+    ]
+
+
+def print_bars(evaluation: dict) -> list[str]:
+    """Prints the table of bars; returns the names of those missed."""
+    print(f"\n{'what must hold':52} {'value':>8} {'bar':>8}")
+    missed = []
+    for name, value, bar, holds in bars(evaluation):
+        print(f"{name:52} {value:8.3f} {bar:8.3f}  {'ok' if holds else 'MISSED'}")
+        missed += [] if holds else [name]
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
