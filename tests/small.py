@@ -1,16 +1,20 @@
 """The small setting on which the oracle tests run: config, batch, perturbed state, in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from configs.common import base
 from uniwav_jax import features
-from uniwav_jax.features.normalization import valid_frames
 from uniwav_jax.objectives.masking import mask_of, span_mask
 from uniwav_jax.recipes import uniwav
 from uniwav_jax.training import optimizer as optimizers
 from uniwav_jax.training.state import initial_state
+
+# These programs run once or twice: compiling them is what takes the time.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 FRAMES = 40
 SAMPLES = (1280, 1037, 1280, 800, 1279, 470, 961, 640)  # row 5 has fewer than 20 frames
@@ -99,7 +103,7 @@ def perturb(tree, scale, seed):
 def state_of(config, recipe, optimizer=None, seed=0):
     """A state whose parameters, teacher and codebooks have all left their initial values."""
     optimizer = optimizer or optimizers.build(config.optimizer)
-    state = jax.jit(lambda: initial_state(recipe, optimizer, seed))()
+    state = jit(lambda: initial_state(recipe, optimizer, seed))()
     state.params[uniwav.GROUP] = perturb(state.params[uniwav.GROUP], 0.1, 2)
     if uniwav.SLOT in state.slots:
         slot = state.slots[uniwav.SLOT]
@@ -113,26 +117,37 @@ def state_of(config, recipe, optimizer=None, seed=0):
 def examples_of(config, batch, constants, seed=None):
     """The oracle's view of a batch: normalised features, and the draws that the run makes."""
     feature = features.build(config)
-    keys = uniwav.example_keys(config.seed if seed is None else seed, batch)
-    x = np.asarray(feature(jnp.asarray(batch["waveform"], jnp.float64)))
-    x = (x - constants["statistics"]["mean"]) / constants["statistics"]["deviation"]
+    seed = config.seed if seed is None else seed
     lengths = feature.frames(batch["samples"])
-    frames = x.shape[1]
     masking = config.masking
-    x0 = uniwav.draws(keys, uniwav.NOISE, lambda key: jax.random.normal(key, x.shape[1:]))
-    t = uniwav.draws(keys, uniwav.TIME, jax.random.uniform)
-    dropped = uniwav.draws(keys, uniwav.DROP, jax.random.uniform)
-    positions, weights = jax.vmap(
-        lambda key, length: span_mask(
-            jax.random.fold_in(key, uniwav.MASK), length, frames, masking.fraction, masking.span
+
+    def draw(batch):
+        keys = uniwav.example_keys(seed, batch)
+        x = feature(batch["waveform"].astype(jnp.float64))
+        positions, weights = jax.vmap(
+            lambda key, length: span_mask(
+                jax.random.fold_in(key, uniwav.MASK),
+                length,
+                x.shape[1],
+                masking.fraction,
+                masking.span,
+            )
+        )(keys, jnp.asarray(lengths))
+        return (
+            x,
+            mask_of(positions, weights, x.shape[1]),
+            uniwav.draws(keys, uniwav.NOISE, lambda key: jax.random.normal(key, x.shape[1:])),
+            uniwav.draws(keys, uniwav.TIME, jax.random.uniform),
+            uniwav.draws(keys, uniwav.DROP, jax.random.uniform),
         )
-    )(keys, jnp.asarray(lengths))
-    masks = np.asarray(mask_of(positions, weights, frames) & valid_frames(lengths, frames))
+
+    x, masks, x0, t, dropped = (np.asarray(part) for part in jit(draw)(batch))
+    x = (x - constants["statistics"]["mean"]) / constants["statistics"]["deviation"]
     return [
         {
             "x": x[row, :length],
             "mask": set(np.flatnonzero(masks[row])) if length >= masking.shortest else set(),
-            "x0": np.asarray(x0[row, :length]),
+            "x0": x0[row, :length],
             "t": float(t[row]),
             "dropped": bool(dropped[row] < config.decoder.condition_dropout),
         }
