@@ -31,7 +31,7 @@ def mel_filters(
 ) -> np.ndarray:
     """Triangular filters of unit area (Slaney norm), float64 [window // 2 + 1, channels]."""
     edges = mel_to_hz(np.linspace(hz_to_mel(low_hz), hz_to_mel(high_hz), channels + 2))
-    bins = np.linspace(0.0, sample_rate / 2, window // 2 + 1)[:, None]
+    bins = np.fft.rfftfreq(window, 1.0 / sample_rate)[:, None]
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
     return np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (edges[2:] - edges[:-2]))

@@ -8,7 +8,8 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 def teacher_decay(updates: jax.Array, start: float, end: float, ramp: int, freeze_after: int):
     """EMA decay after `updates` updates: start + (end - start) min(n / ramp, 1); frozen = 1."""
-    fraction = jnp.minimum(updates / ramp, 1.0)
+    # An integer divided is float32 even in a float64 run.
+    fraction = jnp.minimum(jnp.asarray(updates, float) / ramp, 1.0)
     decay = start + (end - start) * fraction
     return jnp.where((freeze_after >= 0) & (updates >= freeze_after), 1.0, decay)
 

@@ -37,7 +37,7 @@ def build(optimizer) -> optax.GradientTransformation:
 
 
 def schedule(optimizer, steps: int):
-    """Learning rate as a function of the step, float32.
+    """Learning rate as a function of the step, in the default floating type.
 
     "cosine": linear warm-up from 0, cosine to 0. "tri_stage": linear from floor * peak, hold,
     exponential to floor * peak (DinoSR).
@@ -48,12 +48,15 @@ def schedule(optimizer, steps: int):
     peak, floor = optimizer.learning_rate, optimizer.floor
     warmup = max(1, round(optimizer.warmup * steps))
     if optimizer.schedule == "cosine":
-        return optax.schedules.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, 2))
+        cosine = optax.schedules.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, 2))
+        # An integer step would give float32 even in a float64 run.
+        return lambda step: cosine(jnp.asarray(step, float))
     if optimizer.schedule == "tri_stage":
         hold_end = warmup + round(optimizer.hold * steps)
         decay = max(steps - hold_end, 1)
 
         def tri_stage(step):
+            step = jnp.asarray(step, float)
             rising = floor + (1 - floor) * jnp.minimum(step / warmup, 1.0)
             falling = floor ** jnp.clip((step - hold_end) / decay, 0.0, 1.0)
             return peak * rising * falling
