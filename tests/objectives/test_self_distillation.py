@@ -28,15 +28,11 @@ def case(seed=0):
 
 
 def numpy_codes(x, codebooks):
-    return np.array(
-        [
-            [
-                [oracle.nearest(target, codebooks["sums"][k], codebooks["counts"][k]) for target in row]
-                for row in x[k]
-            ]
-            for k in range(K)
-        ]
-    )
+    codes = np.empty(x.shape[:-1], int)
+    for k, b, m in np.ndindex(codes.shape):
+        sums, counts = codebooks["sums"][k], codebooks["counts"][k]
+        codes[k, b, m] = oracle.nearest(x[k, b, m], sums, counts)
+    return codes
 
 
 @pytest.mark.parametrize("lengths", [(9, 4, 1), (12, 12, 5)])
