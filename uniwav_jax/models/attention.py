@@ -1,5 +1,7 @@
 """Self-attention: one function for every backend, and rotary positions."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,8 +29,10 @@ def attention(
     """
     if backend not in BACKENDS:
         raise UserError(f"parallel.attention = '{backend}' is unknown; choose one of {BACKENDS}.")
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(query.shape[-1])
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    # A Python number: NumPy's square root is a float64 that would take the logits with it.
+    logits = logits / math.sqrt(query.shape[-1])
     # A finite floor: a row without any valid key then gives a mean, not NaN.
     logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits).astype(value.dtype)
