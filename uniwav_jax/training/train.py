@@ -2,10 +2,8 @@
 
 import contextlib
 import pathlib
-import time
 
 import jax
-import jax.numpy as jnp
 
 from data_pipelines.loader import batches
 from uniwav_jax import config as configs
@@ -20,6 +18,7 @@ from uniwav_jax.training.samples import Samples
 from uniwav_jax.training.state import initial_state, parameter_count
 from uniwav_jax.training.step import make_step
 from uniwav_jax.training.telemetry import Telemetry
+from uniwav_jax.training.validation import make_validate
 from uniwav_jax.training.watch import Watch, catch_interrupt
 
 
@@ -53,7 +52,6 @@ def train(config, workdir, *, steps_this_run: int | None = None, profile: str = 
     steps = config.training.steps
     rate = optimizer.schedule(config.optimizer, steps)
     train_step = jax.jit(make_step(recipe, transform, rate), donate_argnums=0)
-    validate_step = jax.jit(recipe.validate)
 
     # ---- data ---------------------------------------------------------------------------------
     mixture = data.open_split(config, config.data.shards, "train")
@@ -96,18 +94,10 @@ def train(config, workdir, *, steps_this_run: int | None = None, profile: str = 
         inference = Inference(config)
         samples = Samples(config, inference, validation, workdir, telemetry) if is_writer else None
 
+        measure = make_validate(config, recipe, mesh, validation) if validation else None
+
         def validate(step: int) -> None:
-            began, total = time.monotonic(), None
-            rows = meshes.local_rows(batch_size, 1, mesh)
-            with data.validation_batches(config, validation, rows) as loaded:
-                for batch in loaded:
-                    placed = meshes.put_batch(batch, batch_size, 1, mesh)
-                    placed = jax.tree.map(lambda x: x.squeeze(0), placed)
-                    outputs = validate_step(state.params, constants, state.slots, placed)
-                    total = outputs if total is None else jax.tree.map(jnp.add, total, outputs)
-            row = recipe.summarize(jax.device_get(total))
-            row |= {"fingerprint": data.validation_fingerprint(config, validation)}
-            telemetry.row("validation", step, row | {"seconds": time.monotonic() - began})
+            telemetry.row("validation", step, measure(state.params, constants, state.slots))
 
         # ---- loop -----------------------------------------------------------------------------
         stop = min(steps, start + steps_this_run) if steps_this_run else steps

@@ -1,0 +1,36 @@
+"""The validation pass: fixed batches, masks, noise and time-steps, so that runs compare."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from data_pipelines.mixture import Mixture
+from uniwav_jax.parallel import mesh as meshes
+from uniwav_jax.recipes.interface import Recipe
+from uniwav_jax.training import data
+
+
+def make_validate(config, recipe: Recipe, mesh, mixture: Mixture) -> Callable[..., dict]:
+    """Returns validate(params, constants, slots) -> the recipe's metrics over the validation set.
+
+    The metrics are Python numbers; `fingerprint` names the set and `seconds` is the time it took.
+    """
+    batch_size = config.training.batch_size
+    validate_step = jax.jit(recipe.validate)
+    fingerprint = data.validation_fingerprint(config, mixture)
+
+    def validate(params, constants, slots) -> dict:
+        began, total = time.monotonic(), None
+        rows = meshes.local_rows(batch_size, 1, mesh)
+        with data.validation_batches(config, mixture, rows) as loaded:
+            for batch in loaded:
+                placed = meshes.put_batch(batch, batch_size, 1, mesh)
+                placed = jax.tree.map(lambda x: x.squeeze(0), placed)
+                outputs = validate_step(params, constants, slots, placed)
+                total = outputs if total is None else jax.tree.map(jnp.add, total, outputs)
+        row = recipe.summarize(jax.device_get(total))
+        return row | {"fingerprint": fingerprint, "seconds": time.monotonic() - began}
+
+    return validate
