@@ -96,7 +96,7 @@ def build(config) -> Recipe:
                 config.masking.span,
             )
         )(keys, lengths)
-        weights = weights * (lengths >= config.masking.shortest)[:, None]
+        weights = weights.astype(wide) * (lengths >= config.masking.shortest)[:, None]
         total = weights.sum()
 
         h = model.encoder.embed(x, valid, mask_of(positions, weights, frames))
