@@ -10,6 +10,36 @@ from uniwav_jax.models.transformer import Compute, EncoderLayer, layer_norm, sca
 POSITIONS = ("conv", "rope", "conv+rope")
 
 
+def grouped_convolution(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, groups: int
+) -> jax.Array:
+    """Centred convolution over time, zeros outside, as a sum over the taps of grouped products.
+
+    Not `lax.conv_general_dilated`: XLA's partitioner multiplies its kernel gradient by the size of
+    a mesh axis that does not split the batch (tensor), and gathers the whole batch on each device.
+
+    Args:
+      x: [batch, frames, width].
+      kernel: [taps, width / groups, width], in x's dtype.
+      bias: [width].
+
+    Returns:
+      [batch, frames, width] in x's dtype, summed over the taps in at least float32.
+    """
+    batch, frames, width = x.shape
+    taps, inner, _ = kernel.shape
+    before = (taps - 1) // 2
+    padded = jnp.pad(x, ((0, 0), (before, taps - 1 - before), (0, 0)))
+    padded = padded.reshape(batch, -1, groups, inner)
+    kernel = kernel.reshape(taps, inner, groups, width // groups)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    total = jnp.zeros((batch, frames, groups, width // groups), wide)
+    for tap in range(taps):
+        product = jnp.einsum("btgi,igo->btgo", padded[:, tap : tap + frames], kernel[tap])
+        total = total + product.astype(wide)
+    return (total.reshape(x.shape) + bias.astype(wide)).astype(x.dtype)
+
+
 class ConvolutionalPositions(nnx.Module):
     """Grouped convolutions, each followed by a LayerNorm without affine and a GELU [D]."""
 
@@ -32,7 +62,12 @@ class ConvolutionalPositions(nnx.Module):
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
         """x [batch, frames, width]; padding is zeroed before each convolution, so none leaks in."""
         for convolution in self.convolutions:
-            x = convolution(jnp.where(valid[..., None], x, 0))
+            x = grouped_convolution(
+                jnp.where(valid[..., None], x, 0),
+                convolution.kernel.astype(x.dtype),
+                convolution.bias.astype(x.dtype),
+                convolution.feature_group_count,
+            )
             x = jax.nn.gelu(layer_norm(x), approximate=False)
         return x
 

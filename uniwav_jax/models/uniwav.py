@@ -10,7 +10,7 @@ from flax import nnx
 
 from uniwav_jax.errors import UserError
 from uniwav_jax.models.decoder import Decoder, LayerCondition
-from uniwav_jax.models.encoder import Encoder
+from uniwav_jax.models.encoder import Encoder, run_layers
 from uniwav_jax.models.transformer import Compute
 
 
@@ -59,6 +59,7 @@ class UniWav(nnx.Module):
                 "encoder.depth = 0 with objective.decoder_weight = 0 leaves nothing to train; "
                 "set one of them."
             )
+        self.compute, self.targets = compute, targets
         self.encoder = Encoder(config, channels, compute, rngs)
         if depth:
             self.heads = Heads(
@@ -67,3 +68,14 @@ class UniWav(nnx.Module):
         if config.objective.decoder_weight:
             self.condition = LayerCondition(depth, compute)
             self.decoder = Decoder(config, channels, compute, rngs)
+
+    def teacher_outputs(self, teacher, x: jax.Array, valid: jax.Array) -> jax.Array:
+        """Feed-forward outputs of the teacher's last K layers on clean input.
+
+        Input projection and positions are the student's; no gradient flows. `teacher` has the
+        structure of `encoder.layers`; x [batch, frames, channels] -> [K, batch, frames, width].
+        """
+        h = self.encoder.embed(x, valid, jnp.zeros_like(valid))
+        layers = nnx.merge(nnx.split(self.encoder.layers)[0], teacher)
+        _, _, outputs = run_layers(layers, jax.lax.stop_gradient(h), valid, self.compute)
+        return jax.lax.stop_gradient(outputs[-self.targets :])

@@ -9,8 +9,7 @@ from flax import nnx
 
 from uniwav_jax import features
 from uniwav_jax.features.normalization import normalize, valid_frames
-from uniwav_jax.models.encoder import run_layers
-from uniwav_jax.models.uniwav import UniWav, compute_of
+from uniwav_jax.models.uniwav import UniWav
 from uniwav_jax.objectives import flow_matching, self_distillation
 from uniwav_jax.recipes.uniwav import GROUP, SLOT
 
@@ -21,7 +20,6 @@ class Inference:
     def __init__(self, config):
         self.config = config
         self.feature = features.build(config)
-        self.compute = compute_of(config)
         self.depth = config.encoder.depth
         self.graph, _ = nnx.split(
             nnx.eval_shape(
@@ -51,10 +49,8 @@ class Inference:
     def codewords(self, params, slots, x: jax.Array, valid: jax.Array) -> jax.Array:
         """Codeword ids int32 [targets, B, T] of the teacher on clean input."""
         model = nnx.merge(self.graph, params[GROUP])
-        h = model.encoder.embed(x, valid, jnp.zeros_like(valid))
-        layers = nnx.merge(nnx.split(model.encoder.layers)[0], slots[SLOT]["teacher"])
-        _, _, outputs = run_layers(layers, h, valid, self.compute)
-        targets = self_distillation.instance_norm(outputs[-self.config.teacher.targets :], valid)
+        outputs = model.teacher_outputs(slots[SLOT]["teacher"], x, valid)
+        targets = self_distillation.instance_norm(outputs, valid)
         return self_distillation.nearest_codeword(targets, slots[SLOT]["codebooks"])
 
     def generate(

@@ -1,14 +1,14 @@
 """The UniWav recipe: L = L_enc + lambda L_dec, one update (system page, section 4)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from uniwav_jax import features
 from uniwav_jax.features.normalization import normalize, valid_frames
-from uniwav_jax.models.encoder import run_layers
-from uniwav_jax.models.uniwav import UniWav, compute_of
+from uniwav_jax.models.uniwav import UniWav
 from uniwav_jax.objectives import flow_matching, self_distillation
 from uniwav_jax.objectives.masking import gather_frames, mask_of, span_mask
 from uniwav_jax.recipes.interface import Outputs, Recipe, Update
@@ -43,126 +43,199 @@ def draws(keys: jax.Array, use: int, draw) -> jax.Array:
 
 def build(config) -> Recipe:
     """The recipe of a resolved config."""
-    feature = features.build(config)
-    compute = compute_of(config)
-    wide = jnp.promote_types(compute.parameter_dtype, jnp.float32)
-    weight_of_decoder = config.objective.decoder_weight
-    depth, targets = config.encoder.depth, config.teacher.targets
-    sigma_min = config.decoder.sigma_min
+    system = System(config)
+    return Recipe(
+        initialize=system.initialize,
+        updates=(Update(GROUP, system.loss, system.finish, system.metrics),),
+        validate=system.validate,
+        summarize=system.summarize,
+    )
 
-    def construct(rngs):
-        return UniWav(config, feature.channels, rngs)
 
-    graph, _ = nnx.split(nnx.eval_shape(lambda: construct(nnx.Rngs(jax.random.key(0)))))
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A batch made ready: B rows of T frames, of which M may be masked.
 
-    def initialize(key):
+    Attributes:
+      x: normalised features [B, T, C].
+      valid: bool [B, T].
+      keys: one PRNG key a row.
+      positions: masked frames int32 [B, M]; weights [B, M], 0 for surplus ones.
+    """
+
+    x: jax.Array
+    valid: jax.Array
+    keys: jax.Array
+    positions: jax.Array
+    weights: jax.Array
+
+    def at_masked(self, y: jax.Array) -> jax.Array:
+        """y [B, T, ...] at the masked positions, [B, M, ...]."""
+        return gather_frames(y, self.positions)
+
+
+class System:
+    """The two objectives of one config; pure functions of (params, constants, slots, batch)."""
+
+    def __init__(self, config):
+        self.config = config
+        self.feature = features.build(config)
+        self.depth = config.encoder.depth
+        self.decoder_weight = config.objective.decoder_weight
+        self.wide = jnp.promote_types(config.training.parameter_dtype, jnp.float32)
+        self.graph, _ = nnx.split(nnx.eval_shape(lambda: self._construct(jax.random.key(0))))
+
+    def initialize(self, key: jax.Array) -> tuple[dict, dict]:
+        """Parameters and slots before the first step; the teacher starts as the student."""
         keys = jax.random.split(key)
-        params = nnx.to_pure_dict(nnx.state(construct(nnx.Rngs(keys[0])), nnx.Param))
-        if not depth:
+        params = nnx.to_pure_dict(nnx.state(self._construct(keys[0]), nnx.Param))
+        if not self.depth:
             return {GROUP: params}, {}
-        slot = {
-            "teacher": params["encoder"]["layers"],
-            "codebooks": self_distillation.initial_codebooks(
-                keys[1], targets, config.codebooks.size, config.encoder.width, wide
-            ),
-            "updates": jnp.zeros((), jnp.int32),
-        }
+        codebooks = self_distillation.initial_codebooks(
+            keys[1],
+            self.config.teacher.targets,
+            self.config.codebooks.size,
+            self.config.encoder.width,
+            self.wide,
+        )
+        teacher = params["encoder"]["layers"]
+        slot = {"teacher": teacher, "codebooks": codebooks, "updates": jnp.zeros((), jnp.int32)}
         return {GROUP: params}, {SLOT: slot}
 
-    def codewords(model, teacher, codebooks, x, valid, positions):
-        """Instance-normalised teacher outputs at `positions` and their codewords, clean input."""
-        h = model.encoder.embed(x, valid, jnp.zeros_like(valid))
-        layers = nnx.merge(nnx.split(model.encoder.layers)[0], teacher)
-        _, _, outputs = run_layers(layers, h, valid, compute)
-        outputs = jax.lax.stop_gradient(outputs[-targets:])
-        normed = self_distillation.instance_norm(outputs, valid)
-        masked = jax.vmap(gather_frames, in_axes=(0, None))(normed, positions).astype(wide)
-        return masked, self_distillation.nearest_codeword(masked, codebooks), outputs
+    def loss(self, params, constants, slots, batch) -> Outputs:
+        """L_enc + lambda L_dec of one micro-batch, with the run's randomness."""
+        examples = self.examples(constants, batch, self.config.seed)
+        dropout = self.config.decoder.condition_dropout
+        return self._terms(params, slots, examples, dropout, other_condition=False)
 
-    def losses(params, constants, slots, batch, *, seed, dropout, other_condition):
-        model = nnx.merge(graph, params[GROUP])
-        x = feature(batch["waveform"].astype(wide))
-        x = normalize(x, jax.tree.map(lambda a: a.astype(wide), constants["statistics"]))
+    def validate(self, params, constants, slots, batch) -> Outputs:
+        """The same with fixed masks, noise and time-steps, and no condition dropped.
+
+        Also measures the decoder's loss with the condition of the batch's next row.
+        """
+        examples = self.examples(constants, batch, VALIDATION_SEED)
+        return self._terms(params, slots, examples, 0.0, other_condition=True)
+
+    def examples(self, constants, batch, seed: int) -> Examples:
+        """Features, keys and masks of a batch; rows below `masking.shortest` get weight 0."""
+        masking = self.config.masking
+        x = self.feature(batch["waveform"].astype(self.wide))
+        x = normalize(x, jax.tree.map(lambda a: a.astype(self.wide), constants["statistics"]))
         frames = x.shape[1]
-        lengths = feature.frames(batch["samples"])
-        valid = valid_frames(lengths, frames)
+        lengths = self.feature.frames(batch["samples"])
         keys = example_keys(seed, batch)
-        positions, weights = jax.vmap(
-            lambda key, length: span_mask(
-                jax.random.fold_in(key, MASK),
-                length,
-                frames,
-                config.masking.fraction,
-                config.masking.span,
-            )
-        )(keys, lengths)
-        weights = weights.astype(wide) * (lengths >= config.masking.shortest)[:, None]
-        total = weights.sum()
 
-        h = model.encoder.embed(x, valid, mask_of(positions, weights, frames))
-        streams = None
-        loss = jnp.zeros((), wide)
-        statistics = {}
+        def mask(key, length):
+            key = jax.random.fold_in(key, MASK)
+            return span_mask(key, length, frames, masking.fraction, masking.span)
+
+        positions, weights = jax.vmap(mask)(keys, lengths)
+        weights = weights.astype(self.wide) * (lengths >= masking.shortest)[:, None]
+        return Examples(x, valid_frames(lengths, frames), keys, positions, weights)
+
+    def _terms(self, params, slots, examples: Examples, dropout: float, *, other_condition: bool):
+        model = nnx.merge(self.graph, params[GROUP])
+        valid, total = examples.valid, examples.weights.sum()
+        mask = mask_of(examples.positions, examples.weights, valid.shape[1])
+        h = model.encoder.embed(examples.x, valid, mask)
+        padding = (~valid).sum().astype(self.wide)
         ratios = {
-            "masked_fraction": (total, valid.sum().astype(wide)),
-            "padded_fraction": ((~valid).sum().astype(wide), jnp.asarray(valid.size, wide)),
+            "masked_fraction": (total, valid.sum().astype(self.wide)),
+            "padded_fraction": (padding, jnp.asarray(valid.size, self.wide)),
         }
-        if depth:
+        loss, streams, statistics = jnp.zeros((), self.wide), None, {}
+        if self.depth:
             last, streams, _ = model.encoder(h, valid)
-            slot = slots[SLOT]
-            assigned, codes, outputs = codewords(
-                model, slot["teacher"], slot["codebooks"], x, valid, positions
+            encoder_loss, statistics, encoder_ratios = self._encoder_terms(
+                model, slots[SLOT], examples, last
             )
-            logits = model.heads(gather_frames(model.encoder.final_norm(last), positions))
-            encoder_loss = self_distillation.code_cross_entropy(logits, codes, weights) / targets
             loss += encoder_loss
-            statistics["assigned"] = self_distillation.assignment_sums(
-                assigned, codes, weights, config.codebooks.size
-            )
-            correct = ((jnp.argmax(logits, -1) == codes) * weights).sum() / targets
-            ratios["encoder_loss"] = (encoder_loss, total)
-            ratios["code_accuracy"] = (correct, total)
-            ratios["target_variance"] = target_variance(outputs, valid)
-        if weight_of_decoder:
+            ratios |= encoder_ratios
+        if self.decoder_weight:
             z = model.condition(h, streams)
-            x0 = draws(keys, NOISE, lambda key: jax.random.normal(key, x.shape[1:])).astype(wide)
-            t = draws(keys, TIME, jax.random.uniform).astype(wide)
-            u = gather_frames(flow_matching.target(x0, x, sigma_min), positions)
-
-            def decoder_loss(z):
-                x_t = flow_matching.path(x0, x, t, sigma_min)
-                v = gather_frames(model.decoder(x_t, z, t, valid), positions)
-                return flow_matching.loss_sum(v, u, weights)
-
-            null = model.decoder.null_condition[...].astype(z.dtype)
-            dropped = draws(keys, DROP, jax.random.uniform) < dropout
-            decoded = decoder_loss(jnp.where(dropped[:, None, None], null, z))
-            loss += weight_of_decoder * decoded
-            ratios["decoder_loss"] = (decoded, total)
+            decoder_loss = self._decoder_loss(model, examples, z, dropout)
+            loss += self.decoder_weight * decoder_loss
+            ratios["decoder_loss"] = (decoder_loss, total)
             if other_condition:
-                # Another utterance's condition: how much the decoder depends on its own.
-                ratios["decoder_loss_other_condition"] = (decoder_loss(jnp.roll(z, 1, 0)), total)
+                other = self._decoder_loss(model, examples, jnp.roll(z, 1, axis=0), dropout)
+                ratios["decoder_loss_other_condition"] = (other, total)
         ratios["loss"] = (loss, total)
         return Outputs(loss, total, statistics, ratios)
 
-    def finish(slots, statistics, params):
-        if not depth:
+    def _encoder_terms(self, model, slot, examples: Examples, last: jax.Array):
+        """Sum of weight * loss / K, what the codebooks gain, and ratios."""
+        weights, total = examples.weights, examples.weights.sum()
+        outputs = model.teacher_outputs(slot["teacher"], examples.x, examples.valid)
+        normed = self_distillation.instance_norm(outputs, examples.valid)
+        targets = jax.vmap(examples.at_masked)(normed).astype(self.wide)
+        codes = self_distillation.nearest_codeword(targets, slot["codebooks"])
+        logits = model.heads(examples.at_masked(model.encoder.final_norm(last)))
+        loss = self_distillation.code_cross_entropy(logits, codes, weights) / len(targets)
+        assigned = self_distillation.assignment_sums(
+            targets, codes, weights, self.config.codebooks.size
+        )
+        correct = ((jnp.argmax(logits, -1) == codes) * weights).sum() / len(targets)
+        ratios = {
+            "encoder_loss": (loss, total),
+            "code_accuracy": (correct, total),
+            "target_variance": target_variance(outputs, examples.valid),
+        }
+        return loss, {"assigned": assigned}, ratios
+
+    def _decoder_loss(self, model, examples: Examples, z: jax.Array, dropout: float) -> jax.Array:
+        """Sum over masked frames of weight * mean over channels of (v_theta(x_t, z, t) - u)^2."""
+        x, keys, sigma_min = examples.x, examples.keys, self.config.decoder.sigma_min
+        x0 = draws(keys, NOISE, lambda key: jax.random.normal(key, x.shape[1:])).astype(x.dtype)
+        t = draws(keys, TIME, jax.random.uniform).astype(x.dtype)
+        dropped = draws(keys, DROP, jax.random.uniform) < dropout
+        null = model.decoder.null_condition[...].astype(z.dtype)
+        z = jnp.where(dropped[:, None, None], null, z)
+        v = model.decoder(flow_matching.path(x0, x, t, sigma_min), z, t, examples.valid)
+        u = flow_matching.target(x0, x, sigma_min)
+        return flow_matching.loss_sum(
+            examples.at_masked(v), examples.at_masked(u), examples.weights
+        )
+
+    def finish(self, slots, statistics, params) -> dict:
+        """Teacher and codebooks after the optimiser, with the new parameters."""
+        if not self.depth:
             return slots
         slot = slots[SLOT]
-        decay = decay_of(slot["updates"])
         student = params[GROUP]["encoder"]["layers"]
-        return {
-            SLOT: {
-                "teacher": self_distillation.ema(slot["teacher"], student, decay),
-                "codebooks": self_distillation.update_codebooks(
-                    slot["codebooks"], statistics["assigned"], config.codebooks.decay
-                ),
-                "updates": slot["updates"] + 1,
-            }
-        }
+        codebooks = self_distillation.update_codebooks(
+            slot["codebooks"], statistics["assigned"], self.config.codebooks.decay
+        )
+        teacher = self_distillation.ema(slot["teacher"], student, self._decay(slot["updates"]))
+        return {SLOT: {"teacher": teacher, "codebooks": codebooks, "updates": slot["updates"] + 1}}
 
-    def decay_of(updates):
-        teacher = config.teacher
+    def metrics(self, params, slots, statistics) -> dict:
+        """What telemetry wants to know of one step beyond its ratios."""
+        result = {}
+        if self.depth:
+            counts = statistics["assigned"]["counts"]
+            perplexity = self_distillation.perplexity(counts)
+            result["perplexity"] = perplexity.mean()
+            result["perplexity_min"] = perplexity.min()
+            result["dead_codewords"] = (counts == 0).sum()
+            result["ema_decay"] = self._decay(slots[SLOT]["updates"])
+        if self.depth and self.decoder_weight:
+            result["layer_weights"] = jax.nn.softmax(params[GROUP]["condition"]["layer_weights"])
+        return result
+
+    def summarize(self, outputs: Outputs) -> dict:
+        """Means of a whole validation set; the perplexity is that of all its codewords."""
+        result = {name: float(a) / float(b) for name, (a, b) in outputs.ratios.items()}
+        if self.depth:
+            perplexity = self_distillation.perplexity(outputs.statistics["assigned"]["counts"])
+            result["perplexity"] = float(perplexity.mean())
+            result["perplexity_min"] = float(perplexity.min())
+        return result
+
+    def _construct(self, key: jax.Array) -> UniWav:
+        return UniWav(self.config, self.feature.channels, nnx.Rngs(key))
+
+    def _decay(self, updates: jax.Array) -> jax.Array:
+        teacher = self.config.teacher
         return self_distillation.teacher_decay(
             updates,
             teacher.decay_start,
@@ -170,50 +243,6 @@ def build(config) -> Recipe:
             teacher.decay_updates,
             teacher.freeze_after,
         )
-
-    def metrics(params, slots, statistics):
-        result = {}
-        if depth:
-            counts = statistics["assigned"]["counts"]
-            per_codebook = self_distillation.perplexity(counts)
-            result["perplexity"] = per_codebook.mean()
-            result["perplexity_min"] = per_codebook.min()
-            result["dead_codewords"] = (counts == 0).sum()
-            result["ema_decay"] = decay_of(slots[SLOT]["updates"])
-        if depth and weight_of_decoder:
-            result["layer_weights"] = jax.nn.softmax(params[GROUP]["condition"]["layer_weights"])
-        return result
-
-    def summarize(outputs: Outputs) -> dict:
-        result = {name: float(a) / float(b) for name, (a, b) in outputs.ratios.items()}
-        if depth:
-            per_codebook = self_distillation.perplexity(outputs.statistics["assigned"]["counts"])
-            result["perplexity"] = float(np.mean(per_codebook))
-            result["perplexity_min"] = float(np.min(per_codebook))
-        return result
-
-    def loss(params, constants, slots, batch):
-        return losses(
-            params,
-            constants,
-            slots,
-            batch,
-            seed=config.seed,
-            dropout=config.decoder.condition_dropout,
-            other_condition=False,
-        )
-
-    def validate(params, constants, slots, batch):
-        return losses(
-            params, constants, slots, batch, seed=VALIDATION_SEED, dropout=0.0, other_condition=True
-        )
-
-    return Recipe(
-        initialize=initialize,
-        updates=(Update(GROUP, loss, finish, metrics),),
-        validate=validate,
-        summarize=summarize,
-    )
 
 
 def target_variance(outputs: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -48,7 +48,9 @@ def schedule(optimizer, steps: int):
     peak, floor = optimizer.learning_rate, optimizer.floor
     warmup = max(1, round(optimizer.warmup * steps))
     if optimizer.schedule == "cosine":
-        cosine = optax.schedules.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, 2))
+        cosine = optax.schedules.warmup_cosine_decay_schedule(
+            0.0, peak, warmup, max(steps, warmup + 1)
+        )
         # An integer step would give float32 even in a float64 run.
         return lambda step: cosine(jnp.asarray(step, float))
     if optimizer.schedule == "tri_stage":

@@ -1,0 +1,1 @@
+"""Measurements whose numbers stand in docs/; run from the checkout."""
