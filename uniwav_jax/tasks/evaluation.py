@@ -191,7 +191,8 @@ def encode(
         for start in range(0, len(order), CHUNK):
             chunk = order[start : start + CHUNK]
             waveforms = [catalogue.read(row).waveform() for row in chunk]
-            for row, output in zip(chunk, model.encode(waveforms), strict=True):
+            outputs = model.encode(waveforms, ("surface", "layers"))
+            for row, output in zip(chunk, outputs, strict=True):
                 yield row, output
                 bar.update()
 

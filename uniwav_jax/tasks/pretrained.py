@@ -23,6 +23,8 @@ from uniwav_jax.training.state import initial_state
 # Utterances are padded to a multiple of so many frames, so that few programs are compiled.
 BUCKET_FRAMES = 128
 ROWS = 8
+# What `Pretrained.encode` can give.
+OUTPUTS = ("surface", "layers", "z", "codewords")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +58,14 @@ class Pretrained:
         """Frames of an utterance."""
         return int(self.inference.feature.frames(samples))
 
-    def encode(self, waveforms: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    def encode(
+        self, waveforms: Sequence[np.ndarray], names: tuple[str, ...] = OUTPUTS
+    ) -> Iterator[dict[str, np.ndarray]]:
         """What the student and the teacher make of clean utterances, in the given order.
 
         Args:
           waveforms: float32 [samples] each, at the run's sample rate, any length >= 1.
+          names: which outputs; the others are not computed.
 
         Yields:
           surface [frames, channels], in log-mel units; layers [depth, frames, width], the residual
@@ -72,7 +77,7 @@ class Pretrained:
         following = next(wanted)
         for indices, waveform, samples in padded_batches(waveforms, self.inference.feature):
             outputs = jax.device_get(
-                self._encode(self.params, self.slots, self.statistics, waveform, samples)
+                self._encode(self.params, self.slots, self.statistics, waveform, samples, names)
             )
             for row, index in enumerate(indices):
                 length = self.frames(len(waveforms[index]))
@@ -85,7 +90,7 @@ class Pretrained:
     def _encode(self):
         inference = self.inference
 
-        def encode(params, slots, statistics, waveform, samples):
+        def encode(params, slots, statistics, waveform, samples, names):
             x, valid = inference.surface(statistics, waveform, samples)
             unmasked = jax.numpy.zeros_like(valid)
             h, streams = inference.encode(params, x, valid, unmasked)
@@ -95,9 +100,9 @@ class Pretrained:
                 outputs["z"] = inference.condition(params, x, valid, unmasked)
             if streams is not None:
                 outputs["codewords"] = inference.codewords(params, slots, x, valid)
-            return outputs
+            return {name: value for name, value in outputs.items() if name in names}
 
-        return jax.jit(encode)
+        return jax.jit(encode, static_argnums=5)
 
 
 def load(workdir, step: int | None = None) -> Pretrained:

@@ -135,7 +135,7 @@ def per_layer(axis, result: dict, keys: tuple[str, ...], title: str) -> None:
         return
     axis.set_xlabel("layer")
     axis.set_xticks(list(layers))
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
 
 
 def curves(axis, rows: list[dict], names: tuple[str, ...] = ()) -> None:
