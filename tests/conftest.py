@@ -9,6 +9,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402  (after the platform is chosen)
 
+from tests import runs  # noqa: E402
+
 # Eight faked devices, so that sharded programs run in the same process; set before JAX starts.
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -32,3 +34,20 @@ def float64():
     """The whole test module runs in float64, so that tolerances can be tight."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def small_shards(tmp_path_factory) -> pathlib.Path:
+    """Two minutes of synthetic speech as shards."""
+    pytest.importorskip("espeakng_loader", reason="synthetic speech: pip install -e '.[speech]'")
+    folder = tmp_path_factory.mktemp("small") / "shards"
+    runs.run("data_pipelines", "write", "synthetic", "--out", folder, "--minutes", 2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(small_shards, tmp_path_factory) -> pathlib.Path:
+    """A finished run of six steps on `small_shards`; not to be changed."""
+    folder = tmp_path_factory.mktemp("small") / "run"
+    runs.train(small_shards, folder)
+    return folder

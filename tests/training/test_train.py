@@ -2,7 +2,6 @@
 
 import functools
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -194,13 +193,17 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoints_before_it_are_whole(
     shutil.copytree(small_run, folder)
     shutil.rmtree(folder / "checkpoints" / "6")
     before = arrays(folder, 3)
-    result = runs.run(
-        *("uniwav_jax", "train", "--config", "configs/tiny.py"),
-        *("--data", small_shards, "--workdir", folder),
-        *runs.fields(telemetry__tensorboard=False),
-        status=2,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
+    arguments = [sys.executable, "-m", "uniwav_jax", "train", "--config", "configs/tiny.py"]
+    arguments += ["--data", str(small_shards), "--workdir", str(folder)]
+    arguments += runs.fields(telemetry__tensorboard=False)
+    result = subprocess.run(
+        ["sh", "-c", 'ulimit -f 60; exec "$@"', "sh", *arguments],
+        cwd=runs.ROOT,
+        env=runs.environment(),
+        capture_output=True,
+        text=True,
     )
+    assert result.returncode == 2
     assert "no space left" in result.stderr and "Traceback" not in result.stderr
     assert pretrained.steps(folder) == [3]
     after = arrays(folder, 3)

@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import pathlib
 
+import absl.logging
 import jax
 from orbax.checkpoint import v1 as ocp
 
@@ -18,6 +19,9 @@ from uniwav_jax.training.state import TrainState
 
 FORMAT = 1
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# Orbax logs with a traceback what it raises as well; here the exception is enough.
+absl.logging.set_verbosity(absl.logging.FATAL)
 
 
 class Checkpoints:
@@ -64,9 +68,9 @@ class Checkpoints:
         """
         if step in self.steps or not (force or self._checkpointer.should_save(step)):
             return False
+        self._finish()
         with self._full_disk_named(step):
-            self._finish()
-            self._pending = self._checkpointer.save_checkpointables_async(
+            self._pending = step, self._checkpointer.save_checkpointables_async(
                 step,
                 {
                     "state": as_dict(state),
@@ -101,9 +105,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the save under way and releases the folder."""
-        with self._full_disk_named("under way"):
-            self._finish()
-            self._checkpointer.close()
+        self._finish()
+        self._checkpointer.close()
 
     def __enter__(self):
         return self
@@ -114,10 +117,12 @@ class Checkpoints:
     def _finish(self):
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.result()
+            step, response = pending
+            with self._full_disk_named(step):
+                response.result()
 
     @contextlib.contextmanager
-    def _full_disk_named(self, step):
+    def _full_disk_named(self, step: int):
         try:
             yield
         except Exception as error:

@@ -1,0 +1,69 @@
+"""extract: what is on disk is what the model computes, for files of any length and kind."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors.numpy import load_file
+
+from tests import runs
+from uniwav_jax.__main__ import main
+from uniwav_jax.tasks import pretrained
+from uniwav_jax.tasks.audio import read_audio
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three files: 16 kHz, stereo 48 kHz, and one shorter than a frame's window."""
+    root = tmp_path_factory.mktemp("audio")
+    rng = np.random.default_rng(0)
+    soundfile.write(root / "a.wav", 0.1 * rng.normal(size=20_000), 16_000)
+    soundfile.write(root / "b.flac", 0.1 * rng.normal(size=(48_000, 2)), 48_000)
+    soundfile.write(root / "c.wav", 0.1 * rng.normal(size=1_700), 16_000)
+    return root
+
+
+def test_tensors_are_the_models(small_run, folder, tmp_path):
+    runs.run(
+        *("uniwav_jax", "extract", "--workdir", small_run, "--input", folder),
+        *("--output", tmp_path / "f"),
+    )
+    index = json.loads((tmp_path / "f" / "index.json").read_text())
+    assert [f["frames"] for f in index["files"]] == [63, 50, 6]
+    tensors = load_file(tmp_path / "f" / index["files"][0]["part"])
+    model = pretrained.load(small_run)
+    for file in index["files"]:
+        (alone,) = model.encode([read_audio(file["path"], 16_000)])
+        number = file["number"]
+        for kind, depth in (("layers", 2), ("z", None), ("codewords", 2)):
+            found = tensors[f"{number}/{kind}"]
+            assert found.shape[0] == (depth or file["frames"])
+            np.testing.assert_allclose(found, alone[kind], atol=1e-4)
+    assert tensors["0/codewords"].dtype == np.int32 and tensors["0/codewords"].max() < 16
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("nothing.wav", "no wav"), (".", "no .wav"), ("text.wav", "undecodable")],
+)
+def test_a_wrong_input_is_one_sentence(small_run, tmp_path, capsys, source, words):
+    if source == "text.wav":
+        (tmp_path / source).write_text("not audio")
+    arguments = ["--workdir", str(small_run), "--input", str(tmp_path / source)]
+    assert main(["extract", *arguments, "--output", str(tmp_path / "f")]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    assert "there" in errors or words in errors
+
+
+def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
+    arguments = ["--workdir", str(tmp_path), "--input", __file__, "--output", "x"]
+    assert main(["extract", *arguments]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_a_command_without_fields_refuses_them(tmp_path, capsys):
+    arguments = ["--workdir", str(tmp_path), "--input", __file__, "--output", "x"]
+    assert main(["extract", *arguments, "--config.seed=1"]) == 2
+    assert "takes no fields" in capsys.readouterr().err

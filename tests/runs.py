@@ -1,0 +1,75 @@
+"""Small shards and small runs that several tests share; made by the same commands as a user's."""
+
+import atexit
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CACHE = pathlib.Path(tempfile.mkdtemp(prefix="programs-"))
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+
+# A model of a few thousand parameters on crops of 0.64 s.
+SMALL = {
+    "data.crop_frames": 32,
+    "encoder.depth": 2,
+    "encoder.width": 32,
+    "decoder.width": 32,
+    "teacher.targets": 2,
+    "codebooks.size": 16,
+    "training.steps": 6,
+    "training.batch_size": 8,
+    "checkpoint.every": 3,
+    "telemetry.log_every": 1,
+    "telemetry.validate_every": 3,
+    "telemetry.validation_batches": 2,
+    "telemetry.samples_every": 100,
+    "telemetry.samples": 1,
+    "evaluation.evaluations": 4,
+    "evaluation.griffin_lim_iterations": 4,
+    "optimizer.warmup": 1.0,
+}
+
+
+def fields(**changed) -> list[str]:
+    """`SMALL` as --config arguments; `changed` fields are named with __ for the dot."""
+    values = SMALL | {name.replace("__", "."): value for name, value in changed.items()}
+    return [f"--config.{name}={value}" for name, value in values.items()]
+
+
+def environment() -> dict:
+    """One CPU device; programs compiled once for all the runs of a test session."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+
+
+def run(*arguments, status: int | None = 0, **options) -> subprocess.CompletedProcess:
+    """`python -m ARGUMENTS` on one CPU device; checks the exit status unless it is None."""
+    result = subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        **options,
+    )
+    assert status is None or result.returncode == status, result.stderr[-3000:]
+    return result
+
+
+def train(shards, workdir, *arguments, status: int | None = 0, **changed):
+    """`python -m uniwav_jax train` with the small model."""
+    return run(
+        *("uniwav_jax", "train", "--config", "configs/tiny.py"),
+        *("--data", shards, "--workdir", workdir),
+        *fields(**changed),
+        *arguments,
+        status=status,
+    )

@@ -1,0 +1,75 @@
+"""Configs: overrides keep their types, mistakes are named, identity and free fields differ."""
+
+import pytest
+
+from configs import tiny
+from tests.runs import ROOT
+from uniwav_jax import config as configs
+from uniwav_jax.errors import UserError
+
+TINY = str(ROOT / "configs" / "tiny.py")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.steps=20", 20),
+        ("training.steps=2e3", 2000),
+        ("optimizer.learning_rate=1", 1.0),
+        ("optimizer.learning_rate=3e-4", 3e-4),
+        ("encoder.positions=conv", "conv"),
+        ("telemetry.tensorboard=False", False),
+        ("telemetry.tensorboard=true", True),
+        ("data.exclude_speakers=('a','b')", ("a", "b")),
+        ("data.exclude_speakers=anna", ("anna",)),
+    ],
+)
+def test_an_override_takes_the_fields_type(override, expected):
+    config = configs.load_config(TINY, [override])
+    section, field = override.partition("=")[0].split(".")
+    assert config[section][field] == expected
+    assert type(config[section][field]) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimiser.learning_rate=1", "nearest is 'optimizer.learning_rate'"),
+        ("training.steps", "has no value"),
+        ("training.steps=2.5", "not a int"),
+        ("training=3", "no such field"),
+        ("telemetry.tensorboard=maybe", "not a bool"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(override, words):
+    with pytest.raises(UserError, match=words):
+        configs.load_config(TINY, [override])
+
+
+def test_an_argument_that_a_recipe_does_not_take_is_refused():
+    with pytest.raises(UserError, match="tiny.py:big"):
+        configs.load_config(f"{TINY}:big")
+
+
+def test_every_field_survives_json():
+    config = tiny.get_config()
+    again = configs.from_json(configs.to_json(config))
+    assert configs.flatten(again) == configs.flatten(config)
+    assert not configs.difference(config, again)
+
+
+def test_identity_is_what_decides_the_result():
+    config = tiny.get_config()
+    other = tiny.get_config().unlock()
+    other.training.accumulation = 2
+    other.data.workers = 3
+    other.parallel.fsdp = 4
+    other.evaluation.seeds = 1
+    assert not configs.identity_difference(config, other)
+    assert len(configs.difference(config, other)) == 4
+    other.seed = 1
+    other.data.crop_frames = 64
+    assert configs.identity_difference(config, other) == {
+        "data.crop_frames": (128, 64),
+        "seed": (0, 1),
+    }
