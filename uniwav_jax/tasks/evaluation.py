@@ -226,8 +226,8 @@ def section(systems: dict[str, probes.Probed], task: Task, test: str) -> dict:
     for system, probed in systems.items():
         if system in ("untrained", "trained"):
             result[system], result[f"{system}_spread"] = _mean_and_spread(probed.tests[test])
-            system, layers = f"{system}_best", probed.layer.tolist()
-            result[f"{system}_layer"] = layers
+            result[f"{system}_layer"] = probed.layer.tolist()
+            system = f"{system}_best"
         result[system], result[f"{system}_spread"] = _mean_and_spread(probed.best(test))
     commonest = [np.bincount(task.targets[train]).argmax() for train, _ in task.parts]
     targets = task.targets[task.tests[test]]
@@ -266,6 +266,9 @@ def generation(model: Pretrained, catalogue: Catalogue, left_out: list[str]) -> 
     options = model.config.evaluation
     if not model.config.objective.decoder_weight:
         left_out.append("resynthesis and infilling: the run has no decoder.")
+        return {}
+    if not options.generations:
+        left_out.append("resynthesis and infilling: evaluation.generations = 0.")
         return {}
     shortest = round(options.generation_seconds * model.config.features.sample_rate)
     long_enough = catalogue.samples >= shortest

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from uniwav_jax import config as configs
 from uniwav_jax import recipes
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel.mesh import make_mesh, replicated
@@ -47,7 +48,7 @@ class Pretrained:
     @functools.cached_property
     def inference(self) -> Inference:
         """The functions of the run's config."""
-        return Inference(self.config)
+        return _programs(configs.to_json(self.config))[0]
 
     def untrained(self) -> "Pretrained":
         """The same run before its first step, with the same statistics."""
@@ -72,12 +73,13 @@ class Pretrained:
           stream after every layer (h0 alone without layers); z [frames, width] if the run has a
           decoder; codewords int32 [targets, frames] if it has a teacher.
         """
+        encode = _programs(configs.to_json(self.config))[1]
         found: dict[int, dict] = {}
         wanted = itertools.count()
         following = next(wanted)
         for indices, waveform, samples in padded_batches(waveforms, self.inference.feature):
             outputs = jax.device_get(
-                self._encode(self.params, self.slots, self.statistics, waveform, samples, names)
+                encode(self.params, self.slots, self.statistics, waveform, samples, names)
             )
             for row, index in enumerate(indices):
                 length = self.frames(len(waveforms[index]))
@@ -85,24 +87,6 @@ class Pretrained:
             while following in found:
                 yield found.pop(following)
                 following = next(wanted)
-
-    @functools.cached_property
-    def _encode(self):
-        inference = self.inference
-
-        def encode(params, slots, statistics, waveform, samples, names):
-            x, valid = inference.surface(statistics, waveform, samples)
-            unmasked = jax.numpy.zeros_like(valid)
-            h, streams = inference.encode(params, x, valid, unmasked)
-            outputs = {"surface": inference.feature(waveform)}
-            outputs["layers"] = h[None] if streams is None else streams
-            if self.config.objective.decoder_weight:
-                outputs["z"] = inference.condition(params, x, valid, unmasked)
-            if streams is not None:
-                outputs["codewords"] = inference.codewords(params, slots, x, valid)
-            return {name: value for name, value in outputs.items() if name in names}
-
-        return jax.jit(encode, static_argnums=5)
 
 
 def load(workdir, step: int | None = None) -> Pretrained:
@@ -155,6 +139,29 @@ def padded_batches(waveforms: Sequence[np.ndarray], feature, rows: int = ROWS):
                 waveform[row, : len(waveforms[index])] = waveforms[index]
                 samples[row] = len(waveforms[index])
             yield indices, waveform, samples
+
+
+@functools.lru_cache(maxsize=4)
+def _programs(config: str) -> tuple[Inference, Any]:
+    """The functions of a config (JSON) and the jitted `encode`.
+
+    Cached, so that a run's other checkpoints and its untrained beginning compile nothing anew.
+    """
+    inference = Inference(configs.from_json(config))
+
+    def encode(params, slots, statistics, waveform, samples, names):
+        x, valid = inference.surface(statistics, waveform, samples)
+        unmasked = jax.numpy.zeros_like(valid)
+        h, streams = inference.encode(params, x, valid, unmasked)
+        outputs = {"surface": inference.feature(waveform)}
+        outputs["layers"] = h[None] if streams is None else streams
+        if inference.config.objective.decoder_weight:
+            outputs["z"] = inference.condition(params, x, valid, unmasked)
+        if streams is not None:
+            outputs["codewords"] = inference.codewords(params, slots, x, valid)
+        return {name: value for name, value in outputs.items() if name in names}
+
+    return inference, jax.jit(encode, static_argnums=5)
 
 
 def _chunks(items: list, size: int) -> Iterator[list]:
