@@ -49,15 +49,15 @@ def text(runs: list["Run"]) -> str:
     """The whole comparison as text."""
     names = [run.name for run in runs]
     blocks = []
-    for title, rows in (
-        ("config", config_rows(runs)),
-        ("validation at common steps", curve_rows(runs)),
-        ("evaluation", evaluation_rows(runs)),
+    for title, rows, nothing in (
+        ("config", config_rows(runs), "the same in all runs"),
+        ("validation at common steps", curve_rows(runs), "no step in common"),
+        ("evaluation", evaluation_rows(runs), "no run has an evaluation.json"),
     ):
         if rows:
             blocks.append("\n".join(report.aligned([[title, *names], *rows])))
         else:
-            blocks.append(f"{title}: nothing to show")
+            blocks.append(f"{title}: {nothing}")
     return "\n\n".join(blocks)
 
 

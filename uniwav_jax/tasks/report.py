@@ -134,8 +134,9 @@ def per_layer(axis, result: dict, keys: tuple[str, ...], title: str) -> None:
         empty(axis, "no labels")
         return
     axis.set_xlabel("layer")
+    axis.set_ylim(top=min(1.02, axis.get_ylim()[1]))
     axis.set_xticks(list(layers))
-    axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
 
 
 def curves(axis, rows: list[dict], names: tuple[str, ...] = ()) -> None:
@@ -192,7 +193,7 @@ def bars(axis, result: dict) -> None:
         positions = [place + 0.27 * (shift - 1) for place in range(len(tasks))]
         axis.bar_label(axis.bar(positions, heights, 0.25, color=colour, label=label), fmt="%.3f")
     axis.set_xticks(range(len(tasks)), tasks)
-    axis.set_ylim(0, 1.1)
+    axis.set_ylim(0, 1.2)
     axis.legend(fontsize=8, ncols=3, loc="upper center")
 
 
