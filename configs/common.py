@@ -108,7 +108,8 @@ def base() -> ml_collections.ConfigDict:
         "ridge": (1e-2, 1e-1, 1.0, 10.0, 100.0, 1_000.0),  # strengths per training frame x 1e-4
         "context": 4,  # frames on either side for the log-mel baseline
         "shots": (1, 5),
-        "generations": 32,  # utterances that are resynthesised and infilled
+        "resyntheses": 32,  # utterances that are resynthesised
+        "infillings": 128,  # and infilled; a gap's words can't be guessed, so gains are small
         "generation_seconds": 2.56,  # of each of them
         "gap_seconds": 1.0,
         "evaluations": 32,  # of the vector field [V]

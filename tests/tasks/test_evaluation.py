@@ -16,7 +16,8 @@ SETTINGS = (
     "evaluation.utterances=24",
     "evaluation.frames=600",
     "evaluation.seeds=2",
-    "evaluation.generations=4",
+    "evaluation.resyntheses=4",
+    "evaluation.infillings=4",
 )
 
 
@@ -182,7 +183,12 @@ def test_half_models(small_run, small_shards, monkeypatch, changed, absent, sent
         start.config[section][field] = value
     with start.config.unlocked():
         start.config.data.shards = str(small_shards)
-    for setting in (*SETTINGS, "evaluation.utterances=12", "evaluation.generations=0"):
+    for setting in (
+        *SETTINGS,
+        "evaluation.utterances=12",
+        "evaluation.resyntheses=0",
+        "evaluation.infillings=0",
+    ):
         evaluation.configs.apply_override(start.config, setting)
     recipes.build(start.config)
     monkeypatch.setattr(evaluation, "_open", lambda *_: start.untrained())

@@ -122,12 +122,12 @@ def test_the_floor_is_another_speakers(small_shards, model):
 
     reader = RecordReader(small_shards)
     records = [reader[i] for i in range(len(reader))]
-    waveforms, others = generation_scores.choose(records, model.config)
+    waveforms, others = generation_scores.choose(records, model.config, 8)
     length = round(model.config.evaluation.generation_seconds * RATE)
     chosen = [r for r in records if r.samples >= length][: len(waveforms)]
     assert all(len(w) == length for w in waveforms)
     assert all(chosen[i].speaker != chosen[o].speaker for i, o in enumerate(others))
-    assert generation_scores.choose(chosen[:1], model.config) == ([], [])
+    assert generation_scores.choose(chosen[:1], model.config, 8) == ([], [])
 
 
 def test_a_picture_shows_what_it_was_given(tmp_path):

@@ -127,7 +127,7 @@ def test_wrong_arguments_are_one_sentence(small_shards, tmp_path):
         *("uniwav_jax", "train", "--config", "configs/none.py", "--data", "x", "--workdir", "y"),
         status=2,
     )
-    assert result.stderr == "error: --config configs/none.py: no such file; configs/ holds the recipes.\n"
+    assert result.stderr.startswith("error: --config configs/none.py: no such file")
     result = runs.train(tmp_path / "nothing", tmp_path / "run", status=2)
     assert "nothing" in result.stderr and result.stderr.count("\n") == 1
 

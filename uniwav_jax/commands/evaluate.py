@@ -3,7 +3,7 @@
 Linear probes of phones, speakers and labels beside log-mel and the untrained encoder, validation
 losses, codebook perplexity, resynthesis and infilling. What the shards have no labels for is left
 out with a sentence. Fields of the config's evaluation section can be set:
---config.evaluation.seeds=5 --config.evaluation.generations=8
+--config.evaluation.seeds=5 --config.evaluation.infillings=32
 
 With --step all, evaluation.json holds the newest step and evaluation_steps.json every one.
 """

@@ -261,14 +261,15 @@ def losses(config, first: dict, last: dict, left_out: list[str]) -> dict:
 def generation(model: Pretrained, catalogue: Catalogue, left_out: list[str]) -> dict:
     """Resynthesis and infilling of utterances outside of the split train, test before validation.
 
-    Of at most `evaluation.generations` that are long enough.
+    Of those that are long enough; `evaluation.resyntheses` and `.infillings` say how many.
     """
     options = model.config.evaluation
     if not model.config.objective.decoder_weight:
         left_out.append("resynthesis and infilling: the run has no decoder.")
         return {}
-    if not options.generations:
-        left_out.append("resynthesis and infilling: evaluation.generations = 0.")
+    count = max(options.resyntheses, options.infillings)
+    if not count:
+        left_out.append("resynthesis and infilling: none were asked for.")
         return {}
     shortest = round(options.generation_seconds * model.config.features.sample_rate)
     long_enough = catalogue.samples >= shortest
@@ -277,7 +278,7 @@ def generation(model: Pretrained, catalogue: Catalogue, left_out: list[str]) -> 
         for split in (labelled.TEST, labelled.VALIDATION)
         for row in np.flatnonzero(long_enough & (catalogue.split == split))
     ]
-    records = [catalogue.read(row) for row in rows[: options.generations]]
+    records = [catalogue.read(row) for row in rows[:count]]
     result = score_generation(model, records)
     left_out += result.pop("left_out", [])
     return result

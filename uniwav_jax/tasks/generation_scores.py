@@ -20,7 +20,7 @@ SYSTEMS = ("model", "floor", "ceiling")
 
 
 def score_generation(pretrained: Pretrained, records: Sequence[Record]) -> dict:
-    """Resynthesis and infilling of the first `generations` utterances that are long enough.
+    """Resynthesis and infilling of the first utterances that are long enough.
 
     Each utterance is cut to its middle `generation_seconds`, its floor takes the condition of the
     next utterance of another speaker. Noise of utterance k is keyed by k.
@@ -30,56 +30,75 @@ def score_generation(pretrained: Pretrained, records: Sequence[Record]) -> dict:
       when fewer than two speakers have long enough utterances.
     """
     options = pretrained.config.evaluation
-    waveforms, others = choose(records, pretrained.config)
-    if not waveforms:
-        return {
-            "left_out": [
-                "resynthesis and infilling: they need two speakers with utterances of at least "
-                f"{options.generation_seconds} s."
-            ]
-        }
     generator = Generator(pretrained)
-    scores = {"resynthesis": [], "infilling": []}
-    for first in range(0, len(waveforms), ROWS):
-        # The last batch is filled up with repeats, so that one program serves all.
-        index = [min(first + k, len(waveforms) - 1) for k in range(ROWS)]
-        batch = generator.batch([waveforms[i] for i in index], index)
-        other = generator.batch([waveforms[others[i]] for i in index], index)
-        starts = [speech_gap(waveforms[i], options.gap_seconds, generator.rate) for i in index]
-        ends = [start + options.gap_seconds for start in starts]
-        masks = {
-            "resynthesis": stripes(batch.x.shape[1], options.stripe_frames)[:, None] & batch.valid,
-            "infilling": generator.gap_mask(batch, starts, ends)[None],
-        }
-        ceiling = generator.sound(batch.x)
-        for task, mask in masks.items():
-            sounds = {
-                "model": generator.sound(generator.passes(batch, batch, mask)),
-                "floor": generator.sound(generator.passes(batch, other, mask)),
-                "ceiling": ceiling,
+    scores = {}
+    for task, count in (("resynthesis", options.resyntheses), ("infilling", options.infillings)):
+        if not count:
+            continue
+        waveforms, others = choose(records, pretrained.config, count)
+        if not waveforms:
+            return {
+                "left_out": [
+                    "resynthesis and infilling: they need two speakers with utterances of at "
+                    f"least {options.generation_seconds} s."
+                ]
             }
-            for row in range(min(ROWS, len(waveforms) - first)):
-                true = waveforms[index[row]]
-                part = slice(0, len(true))
-                generated = {name: sound[row, : len(true)] for name, sound in sounds.items()}
-                if task == "infilling":
-                    part = slice(*(round(s * generator.rate) for s in (starts[row], ends[row])))
-                    generated = {
-                        name: splice(true, sound, part.start, part.stop, generator.rate)
-                        for name, sound in generated.items()
-                    }
-                scores[task].append(
-                    score_item(true, generated, part, pretrained.inference.feature)
-                )
-    return {task: summarize(items) for task, items in scores.items()}
+        items = []
+        for first in range(0, len(waveforms), ROWS):
+            # The last batch is filled up with repeats, so that one program serves all.
+            rows = [min(first + k, len(waveforms) - 1) for k in range(ROWS)]
+            new = score_batch(generator, task, waveforms, others, rows)
+            items += new[: len(waveforms) - first]
+        scores[task] = summarize(items)
+    return scores
 
 
-def choose(records: Sequence[Record], config) -> tuple[list[np.ndarray], list[int]]:
-    """The middle parts of long enough utterances, and for each the index of another speaker's."""
+def score_batch(
+    generator: Generator,
+    task: str,
+    waveforms: Sequence[np.ndarray],
+    others: Sequence[int],
+    rows: Sequence[int],
+) -> list[dict]:
+    """Model, floor and ceiling of some of the utterances, one item each."""
+    options = generator.pretrained.config.evaluation
+    batch = generator.batch([waveforms[row] for row in rows], rows)
+    other = generator.batch([waveforms[others[row]] for row in rows], rows)
+    parts = [slice(0, len(waveforms[row])) for row in rows]
+    if task == "infilling":
+        starts = [speech_gap(waveforms[row], options.gap_seconds, generator.rate) for row in rows]
+        ends = [start + options.gap_seconds for start in starts]
+        masks = generator.gap_mask(batch, starts, ends)[None]
+        parts = [
+            slice(round(start * generator.rate), round(end * generator.rate))
+            for start, end in zip(starts, ends, strict=True)
+        ]
+    else:
+        masks = stripes(batch.x.shape[1], options.stripe_frames)[:, None] & batch.valid
+    sounds = {
+        "model": generator.sound(generator.passes(batch, batch, masks)),
+        "floor": generator.sound(generator.passes(batch, other, masks)),
+        "ceiling": generator.sound(batch.x),
+    }
+    items = []
+    for place, (row, part) in enumerate(zip(rows, parts, strict=True)):
+        true = waveforms[row]
+        generated = {
+            # With the whole utterance generated there is nothing to keep, and this changes nothing.
+            name: splice(true, sound[place, : len(true)], part.start, part.stop, generator.rate)
+            for name, sound in sounds.items()
+        }
+        items.append(score_item(true, generated, part, generator.pretrained.inference.feature))
+    return items
+
+
+def choose(records: Sequence[Record], config, count: int) -> tuple[list[np.ndarray], list[int]]:
+    """The middle parts of the first `count` long enough utterances, and the index of another
+    speaker's for each; nothing if there is only one speaker."""
     options = config.evaluation
     samples = round(options.generation_seconds * config.features.sample_rate)
     long_enough = [record for record in records if record.samples >= samples]
-    chosen = long_enough[: options.generations]
+    chosen = long_enough[:count]
     speakers = [record.speaker for record in chosen]
     if len(set(speakers)) < 2:
         return [], []
