@@ -36,7 +36,7 @@ MEASURES = {
 def main() -> int:
     """Trains and evaluates every variant under every seed, then prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="shards of synthetic or other labelled speech")
+    parser.add_argument("--data", required=True, help="shards with phones and speakers")
     parser.add_argument("--runs", default="runs/ablation", help="where the runs are written")
     parser.add_argument("--steps", type=int, default=1_000)
     parser.add_argument("--seeds", type=int, default=3)
@@ -59,7 +59,8 @@ def main() -> int:
     path.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     print("| | " + " | ".join(VARIANTS) + " |\n|---|" + "---|" * len(VARIANTS))
     for measure in MEASURES:
-        print(f"| {measure} | " + " | ".join(cell(table[name][measure]) for name in VARIANTS) + " |")
+        cells = " | ".join(cell(table[name][measure]) for name in VARIANTS)
+        print(f"| {measure} | {cells} |")
     return 0
 
 

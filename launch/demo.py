@@ -10,6 +10,7 @@ stopped.
 import argparse
 import json
 import pathlib
+import resource
 import shlex
 import subprocess
 import sys
@@ -55,7 +56,8 @@ def main() -> int:
     evaluation = json.loads((runs / "demo" / "evaluation.json").read_text())
     missed = print_bars(evaluation) if not options.without_bars else []
     print("\nseconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
-    print(f"         {sum(seconds.values()):.0f} in all")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # kilobytes on Linux
+    print(f"         {sum(seconds.values()):.0f} in all; peak memory {peak:.1f} GiB")
     print(f"pictures: {run}/evaluation.png, {run}/samples/*.png")
     print(f"sounds:   {true}, {generated[0]}, {generated[1]}")
     print(f"numbers:  {run}/evaluation.json; curves: tensorboard --logdir {run}/tensorboard")

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 import time
 
 import numpy as np
@@ -29,9 +30,10 @@ class Telemetry:
         self._window_start = time.monotonic()
         self._seconds_of_audio = 0.0
         self._board = self._wandb = None
-        self._bar = tqdm(
-            total=steps, initial=start, unit="step", disable=not writer, mininterval=1.0
-        )
+        # On a terminal a bar; in a log file a line each time metrics are written.
+        hidden = None if writer else True
+        self._bar = tqdm(total=steps, initial=start, unit="step", disable=hidden, mininterval=1.0)
+        self._steps = steps
         if not writer:
             return
         self._path = workdir / "metrics.jsonl"
@@ -92,9 +94,9 @@ class Telemetry:
             self._wandb.log({name: wandb.Audio(waveform, sample_rate=sample_rate)}, step=step)
 
     def say(self, text: str) -> None:
-        """A line above the progress bar."""
+        """A line above the progress bar, on stderr."""
         if self.writer:
-            self._bar.write(text)
+            tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Flushes everything."""
@@ -115,6 +117,10 @@ class Telemetry:
         if "perplexity" in means:
             shown["perplexity"] = f"{means['perplexity']:.1f}"
         shown["audio h/h"] = f"{means['audio_hours_an_hour']:.0f}"
+        if self._bar.disable:
+            left = (self._steps - step) * means["seconds_a_step"] / 60
+            words = ", ".join(f"{name} {value}" for name, value in shown.items())
+            self.say(f"step {step}: {words}, {left:.0f} min left")
         self._bar.set_postfix(shown)
         self._window, self._seconds_of_audio = [], 0.0
         self._window_start = time.monotonic()
