@@ -13,9 +13,9 @@ def deferred() -> Iterator[list]:
     """Holds Ctrl-C back until the end of the block; yields a list that is empty until it came.
 
     Inside a ctypes or cffi callback (soundfile has some) KeyboardInterrupt is printed and dropped,
-    and inside the import of an extension it comes out as ImportError. A signal mask would not do: it is per thread, and
-    libraries have threads of their own. Only the main thread is ever interrupted; elsewhere this
-    does nothing.
+    and inside the import of an extension it comes out as ImportError. A signal mask would not do:
+    it is per thread, and libraries have threads of their own. Only the main thread is ever
+    interrupted; elsewhere this does nothing.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):

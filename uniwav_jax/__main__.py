@@ -4,6 +4,7 @@ import argparse
 import importlib
 import sys
 
+from data_pipelines import interrupts
 from uniwav_jax.errors import UserError
 
 # Name -> one line. The module uniwav_jax/commands/NAME.py is imported when it is called.
@@ -46,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         if fields and not hasattr(options, "fields"):
             raise UserError(f"{options.command} takes no fields of the config, so not {fields[0]}.")
         options.fields = [field.removeprefix("--config.") for field in fields]
+        with interrupts.deferred():
+            importlib.import_module("uniwav_jax.tasks.pretrained")  # JAX and what else is slow
         return module.run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
