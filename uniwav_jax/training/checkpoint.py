@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import errno
 import pathlib
+import sys
 
 import absl.logging
 import jax
@@ -22,6 +23,18 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Orbax logs with a traceback what it raises as well; here the exception is enough.
 absl.logging.set_verbosity(absl.logging.FATAL)
+
+
+def show_unraisable(unraisable) -> None:
+    """`sys.unraisablehook` without one echo of a failed save, whose own exception is raised.
+
+    Parts of the save that end later report to an event loop that Orbax has closed by then.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
+sys.unraisablehook = show_unraisable
 
 
 class Checkpoints:
@@ -38,6 +51,7 @@ class Checkpoints:
         preservation = ocp.training.preservation_policies
         self.directory = pathlib.Path(directory).resolve()
         self._pending = None
+        self._newest = None
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
             save_decision_policy=policies.FixedIntervalPolicy(config.checkpoint.every),
@@ -69,6 +83,7 @@ class Checkpoints:
         if step in self.steps or not (force or self._checkpointer.should_save(step)):
             return False
         self._finish()
+        self._newest = step
         with self._full_disk_named(step):
             self._pending = step, self._checkpointer.save_checkpointables_async(
                 step,
@@ -105,8 +120,12 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the save under way and releases the folder."""
-        self._finish()
-        self._checkpointer.close()
+        try:
+            self._finish()
+        finally:
+            # Raises the same failure once more.
+            with self._full_disk_named(self._newest):
+                self._checkpointer.close()
 
     def __enter__(self):
         return self
@@ -122,7 +141,7 @@ class Checkpoints:
                 response.result()
 
     @contextlib.contextmanager
-    def _full_disk_named(self, step: int):
+    def _full_disk_named(self, step):
         try:
             yield
         except Exception as error:

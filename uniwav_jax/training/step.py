@@ -23,7 +23,7 @@ def make_step(
     """
 
     def step(state: TrainState, constants, batch) -> tuple[TrainState, dict]:
-        rate = learning_rate(state.step)
+        rate = jnp.asarray(learning_rate(state.step))
         metrics = {"learning_rate": rate}
         for update in recipe.updates:
             gradient, outputs = accumulate(update, state, constants, batch)
