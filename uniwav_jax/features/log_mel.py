@@ -37,6 +37,22 @@ def mel_filters(
     return np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (edges[2:] - edges[:-2]))
 
 
+def overlap_add(pieces, hop: int, numpy):
+    """Sums overlapping pieces [batch, frames, window] that start `hop` apart: [batch, samples].
+
+    `numpy` is NumPy or jax.numpy. Every hop of the result is the sum of as many hops of pieces, so
+    that no scatter is needed. The result ends with the zeros that fill up the last hop.
+    """
+    batch, frames, window = pieces.shape
+    hops = -(-window // hop)
+    pieces = numpy.pad(pieces, ((0, 0), (0, 0), (0, hops * hop - window)))
+    pieces = pieces.reshape(batch, frames, hops, hop)
+    shifted = [
+        numpy.pad(pieces[:, :, k], ((0, 0), (k, hops - 1 - k), (0, 0))) for k in range(hops)
+    ]
+    return sum(shifted).reshape(batch, (frames + hops - 1) * hop)
+
+
 @dataclasses.dataclass(frozen=True)
 class LogMel:
     """ln(max(mel, floor)) of the magnitude spectrum; periodic Hann window.
@@ -78,16 +94,12 @@ class LogMel:
 
     def waveform(self, spectrum: jax.Array) -> jax.Array:
         """Least-squares inverse of `spectrum`: [batch, frames, bins] -> [batch, frames * hop]."""
-        batch, frames, _ = spectrum.shape
-        window = self._hann().astype(spectrum.real.dtype)
-        pieces = jnp.fft.irfft(spectrum, n=self.window) * window
-        index = np.arange(frames)[:, None] * self.hop + np.arange(self.window)
-        length = (frames - 1) * self.hop + self.window
-        total = jnp.zeros((batch, length), pieces.dtype).at[:, index].add(pieces)
-        weight = jnp.zeros(length, pieces.dtype).at[index].add(window**2)
-        start = -self.offset
-        total = total / jnp.maximum(weight, 1e-8)
-        return total[:, start : start + frames * self.hop]
+        frames = spectrum.shape[1]
+        window = self._hann()
+        pieces = jnp.fft.irfft(spectrum, n=self.window) * window.astype(spectrum.real.dtype)
+        weight = overlap_add(np.broadcast_to(window**2, (1, frames, self.window)), self.hop, np)
+        total = overlap_add(pieces, self.hop, jnp) / np.maximum(weight, 1e-8).astype(pieces.dtype)
+        return total[:, -self.offset : frames * self.hop - self.offset]
 
     def inverse(self, features: jax.Array, iterations: int, seed: int = 0) -> jax.Array:
         """Griffin-Lim (fast variant, momentum 0.99): [batch, frames, channels] -> waveform.
