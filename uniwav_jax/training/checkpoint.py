@@ -44,9 +44,11 @@ class Checkpoints:
       directory: where they lie; created if missing.
       config: its `checkpoint` fields say when to save (`every` steps) and what stays: the newest
         `keep`, and for good those whose step is a multiple of `keep_every`.
+      writer: whether this is the run itself, which clears what a killed save left behind; a reader
+        must not, since the run may be saving at that moment.
     """
 
-    def __init__(self, directory, config):
+    def __init__(self, directory, config, *, writer: bool = False):
         policies = ocp.training.save_decision_policies
         preservation = ocp.training.preservation_policies
         self.directory = pathlib.Path(directory).resolve()
@@ -61,7 +63,7 @@ class Checkpoints:
                     preservation.EveryNSteps(config.checkpoint.keep_every),
                 ]
             ),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=writer,
         )
 
     @property

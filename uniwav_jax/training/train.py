@@ -60,7 +60,9 @@ def train(config, workdir, *, steps_this_run: int | None = None, profile: str = 
 
     with contextlib.ExitStack() as resources:
         # ---- state and feature statistics: from the newest checkpoint, or fresh ---------------
-        checkpoints = resources.enter_context(Checkpoints(workdir / "checkpoints", config))
+        checkpoints = resources.enter_context(
+            Checkpoints(workdir / "checkpoints", config, writer=True)
+        )
 
         def make_state():
             return initial_state(recipe, transform, config.seed)
@@ -117,6 +119,8 @@ def train(config, workdir, *, steps_this_run: int | None = None, profile: str = 
         step, pending = start, None
         if start == 0 and validation is not None:
             validate(0)
+        if start >= steps:
+            telemetry.say(f"{workdir} is complete: all {steps} steps are done")
         for batch in loaded:
             if step == profiled.start:
                 jax.profiler.start_trace(str(workdir / "profile"))
