@@ -144,7 +144,7 @@ def _verify(options: argparse.Namespace) -> int:
     for fault in verify.faults(options.shards, options.workers):
         print(fault)
         count += 1
-    print(f"{options.shards}: {f'{count} faults' if count else 'sound'}")
+    print(f"{options.shards}: {f'{count} fault(s)' if count else 'sound'}")
     return 1 if count else 0
 
 
