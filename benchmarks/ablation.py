@@ -1,6 +1,6 @@
 """The ablation at tiny scale: joint, without decoder, without encoder; several seeds, one table.
 
-    python -m benchmarks.ablation --data SHARDS --runs runs/ablation [--steps 1000] [--seeds 3]
+    python -m benchmarks.ablation --data SHARDS --runs runs/ablation [--steps 500] [--seeds 3]
 
 Writes RUNS/ablation.json and prints the table as Markdown. Run again, it goes on where it stopped.
 """
@@ -19,6 +19,11 @@ VARIANTS = {
     "encoder only (λ = 0)": ["--config.objective.decoder_weight=0"],
     "no encoder layers (depth 0)": ["--config.encoder.depth=0"],
 }
+EVALUATION = (
+    "--config.evaluation.seeds=1",
+    "--config.evaluation.resyntheses=16",
+    "--config.evaluation.infillings=0",
+)
 # What is measured: title -> path in evaluation.json.
 MEASURES = {
     "phones, unseen sentences": ("phone_accuracy", "trained_best"),
@@ -38,7 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="shards with phones and speakers")
     parser.add_argument("--runs", default="runs/ablation", help="where the runs are written")
-    parser.add_argument("--steps", type=int, default=1_000)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     found = {name: [] for name in VARIANTS}
@@ -52,7 +57,7 @@ def main() -> int:
                 f"--config.seed={seed}",
             )
             if not (run / "evaluation.json").exists():
-                command("uniwav_jax", "evaluate", *common, "--config.evaluation.seeds=1")
+                command("uniwav_jax", "evaluate", *common, *EVALUATION)
             found[name].append(json.loads((run / "evaluation.json").read_text()))
     table = {name: {m: summary(rows, m) for m in MEASURES} for name, rows in found.items()}
     path = pathlib.Path(options.runs) / "ablation.json"
