@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from uniwav_jax.parallel import mesh as meshes
-from uniwav_jax.parallel.sharding import partition
+from uniwav_jax.parallel.sharding import partition, path_name
 from uniwav_jax.recipes import uniwav
 from uniwav_jax.training import optimizer as optimizers
 from uniwav_jax.training.state import initial_state
@@ -40,7 +40,7 @@ def state_lines(tree, decayed):
     mesh = meshes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices()[:8])
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = optimizers.path_name(path)
+        name = path_name(path)
         spec = tuple(partition(name, leaf.shape, mesh))
         decay = "decay" if decayed.get(name) else "-"
         lines.append(f"{name} {list(leaf.shape)} {leaf.dtype} {decay} {spec}")
@@ -54,7 +54,7 @@ def describe(config) -> str:
     state = jax.eval_shape(lambda: initial_state(recipe, optimizer, config.seed))
     params = state.params[uniwav.GROUP]
     decayed = {
-        optimizers.path_name(path): value
+        path_name(path): value
         for path, value in jax.tree_util.tree_leaves_with_path(optimizers.decay_mask(params))
     }
     total = sum(leaf.size for leaf in jax.tree.leaves(params))

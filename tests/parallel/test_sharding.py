@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests import small
 from uniwav_jax.parallel import mesh as meshes
-from uniwav_jax.parallel.sharding import partition, shardings
+from uniwav_jax.parallel.sharding import partition, path_name, shardings
 from uniwav_jax.recipes import uniwav
 from uniwav_jax.training import optimizer as optimizers
 from uniwav_jax.training.step import make_step
@@ -65,7 +65,7 @@ def specs_of(tree, mesh):
     """path -> (shape, spec) of every leaf."""
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings(tree, mesh))
     return {
-        optimizers.path_name(path): (leaf.shape, spec)
+        path_name(path): (leaf.shape, spec)
         for (path, leaf), spec in zip(
             jax.tree_util.tree_leaves_with_path(tree),
             jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P)),
@@ -96,7 +96,7 @@ def test_no_large_array_is_whole_on_a_device(name):
     for path, leaf in jax.tree_util.tree_leaves_with_path(placed_state(mesh)):
         held = leaf.addressable_shards[0].data.size
         if leaf.size >= 1024:
-            assert held < leaf.size, optimizers.path_name(path)
+            assert held < leaf.size, path_name(path)
 
 
 def test_layers_are_never_split_over_devices():

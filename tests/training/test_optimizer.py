@@ -9,6 +9,7 @@ import pytest
 from tests import small
 from tests.oracles import training as oracle
 from uniwav_jax.errors import UserError
+from uniwav_jax.parallel.sharding import path_name
 from uniwav_jax.recipes import uniwav
 from uniwav_jax.training import optimizer as optimizers
 
@@ -60,7 +61,7 @@ def test_decay_spares_what_the_page_names(variant):
     params, _ = jax.eval_shape(recipe.initialize, jax.random.key(0))
     mask = optimizers.decay_mask(params[uniwav.GROUP])
     flat = {
-        optimizers.path_name(path): decayed
+        path_name(path): decayed
         for path, decayed in jax.tree_util.tree_leaves_with_path(mask)
     }
     assert flat == {path: oracle.decays(path) for path in flat}

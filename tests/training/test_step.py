@@ -10,6 +10,7 @@ import pytest
 
 from tests import small
 from tests.oracles import objectives, training
+from uniwav_jax.parallel.sharding import path_name
 from uniwav_jax.recipes import uniwav
 from uniwav_jax.training import optimizer as optimizers
 from uniwav_jax.training.step import make_step
@@ -80,7 +81,7 @@ def test_steps_equal_numpy():
             decay=optimizer.weight_decay,
         )
         paths = [
-            optimizers.path_name(path)
+            path_name(path)
             for path, _ in jax.tree_util.tree_leaves_with_path(params)
         ]
         params = jax.tree.unflatten(treedef, [flat[path] for path in paths])

@@ -9,8 +9,6 @@ import re
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from uniwav_jax.training.optimizer import path_name
-
 RULES = (
     # [width in, width out]: columns over tensor
     (r"(query|key|value|expand|modulation)/kernel$", ("fsdp", "tensor")),
@@ -22,6 +20,11 @@ RULES = (
     (r"codebooks/sums$", (None, "fsdp")),  # [targets, codewords, width]
     (r"convolutions/\d+/kernel$", (None, "fsdp")),  # [taps, width / groups, width]
 )
+
+
+def path_name(path) -> str:
+    """A tree path as 'encoder/layers/attention/query/kernel'."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

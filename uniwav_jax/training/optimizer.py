@@ -7,14 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from uniwav_jax.errors import UserError
+from uniwav_jax.parallel.sharding import path_name
 
 # Norms, biases (stacked ones are 2-D), mask and null vectors, layer weights and tables are spared.
 DECAYED = re.compile(r"(^|/)kernel$")
-
-
-def path_name(path) -> str:
-    """A tree path as 'encoder/layers/attention/query/kernel'."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def decay_mask(params):
