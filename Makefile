@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
+# Huge pages for the buffers of each step, which glibc maps anew: docs/PERFORMANCE.md.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: demo test test-all test-slow lint clean
 
 demo: $(VENV)/.installed-speech
 	$(BIN)/python -m launch.demo
 
-# What does not need the GPL-3 extra and real pods of its own: everything but the slow tests.
+# Everything but the slow tests.
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
 
