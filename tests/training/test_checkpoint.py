@@ -1,0 +1,69 @@
+"""Checkpoints: what comes back, onto which mesh, and what is kept."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from uniwav_jax import recipes
+from uniwav_jax.errors import UserError
+from uniwav_jax.parallel.mesh import make_mesh
+from uniwav_jax.parallel.sharding import shardings
+from uniwav_jax.training import optimizer
+from uniwav_jax.training.checkpoint import Checkpoints, abstract_state
+from uniwav_jax.training.record import read_run
+from uniwav_jax.training.state import initial_state
+
+
+def starter(config):
+    """The function that builds the run's first state."""
+    transform = optimizer.build(config.optimizer)
+    return functools.partial(initial_state, recipes.build(config), transform, config.seed)
+
+
+def restored(folder, config, devices, **axes):
+    """Checkpoint 6 on a mesh of the first `devices` devices."""
+    with config.unlocked():
+        config.parallel.update({"data": 1, "fsdp": 1, "tensor": 1} | axes)
+    mesh = make_mesh(config.parallel, jax.devices()[:devices])
+    abstract = abstract_state(starter(config), lambda tree: shardings(tree, mesh))
+    with Checkpoints(folder / "checkpoints", config) as checkpoints:
+        return checkpoints.restore(6, abstract)
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_any_mesh_restores_the_same_state(small_run, axes):
+    config = read_run(small_run)["config"]
+    one = restored(small_run, config, 1)
+    many = restored(small_run, config, 8, **axes)
+    query = many.params["uniwav"]["encoder"]["layers"]["attention"]["query"]["kernel"]
+    assert not query.sharding.is_fully_replicated
+    leaves = [jax.tree_util.tree_leaves_with_path(state) for state in (one, many)]
+    for (path, a), (_, b) in zip(*leaves, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+
+
+def test_the_newest_are_kept_and_those_of_every_so_many_steps(tmp_path, small_run):
+    config = read_run(small_run)["config"]
+    with config.unlocked():
+        config.checkpoint.update(every=1, keep=2, keep_every=4)
+    state = jax.jit(starter(config))()
+    with Checkpoints(tmp_path / "c", config, writer=True) as checkpoints:
+        for step in range(1, 8):
+            assert checkpoints.save(step, state, {"position": step}, {"note": f"step {step}"})
+        assert not checkpoints.save(7, state, {}, {})
+    with Checkpoints(tmp_path / "c", config) as checkpoints:
+        assert checkpoints.steps == [4, 6, 7]
+        assert checkpoints.meta(6)["note"] == "step 6"
+        with pytest.raises(UserError, match="has no checkpoint 5; it has 4, 6, 7"):
+            checkpoints.meta(5)
+
+
+def test_the_meta_says_where_the_numbers_come_from(small_run):
+    with Checkpoints(small_run / "checkpoints", read_run(small_run)["config"]) as checkpoints:
+        meta = checkpoints.meta(6)
+    assert meta["format"] == 1 and meta["licences"] == ["CC0-1.0"]
+    assert meta["corpora"] == ["synthetic"] and meta["versions"]["jax"] == jax.__version__
+    assert len(meta["statistics"]["mean"]) == 80 and min(meta["statistics"]["deviation"]) >= 1e-3
