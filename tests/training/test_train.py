@@ -93,6 +93,8 @@ def test_free_fields_may_change(small_shards, small_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(small_run, folder)
     runs.train(small_shards, folder, telemetry__log_every=2, training__accumulation=2)
+    config = json.loads((folder / "run.json").read_text())["config"]
+    assert (config["telemetry"]["log_every"], config["training"]["accumulation"]) == (2, 2)
 
 
 @pytest.mark.parametrize(
