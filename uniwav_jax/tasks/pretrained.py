@@ -53,7 +53,14 @@ class Pretrained:
     def untrained(self) -> "Pretrained":
         """The same run before its first step, with the same statistics."""
         state = jax.jit(functools.partial(_start, self.config))()
-        return dataclasses.replace(self, step=0, params=state.params, slots=state.slots)
+        # Placed like the trained arrays, so that both run the same compiled programs.
+        here = {"params": self.params, "slots": self.slots}
+        start = jax.tree.map(
+            lambda new, old: jax.device_put(new, old.sharding),
+            {"params": state.params, "slots": state.slots},
+            here,
+        )
+        return dataclasses.replace(self, step=0, **start)
 
     def frames(self, samples: int) -> int:
         """Frames of an utterance."""
