@@ -1,73 +1,21 @@
 """The loader against a plain reading of its rules, over tiny shards of noise."""
 
-import hashlib
 import itertools
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from multiprocessing import shared_memory
 
 import numpy as np
 import pytest
 
 from data_pipelines import order
-from data_pipelines.corpora import Audio, Corpus, Utterance, folder
+from data_pipelines.corpora import folder
 from data_pipelines.errors import UserError
 from data_pipelines.index import read_index
-from data_pipelines.loader import batches, open_mixture, padded_fraction, read_crop
+from data_pipelines.loader import batches, padded_fraction, read_crop
 from data_pipelines.mixture import parse_spec
 from data_pipelines.reader import RecordReader
 from data_pipelines.rows import build_rows
 from data_pipelines.shards import write
-
-RATE, CROP, HOP, BATCH = 1000, 640, 20, 8
-
-
-def load_noise(utterance):
-    """Noise whose length and values follow from the id."""
-    seed = int.from_bytes(hashlib.sha256(utterance.id.encode()).digest()[:4], "big")
-    rng = np.random.default_rng(seed)
-    samples = int(rng.choice([150, 700, 3000])) + int(rng.integers(0, 150))
-    return Audio(rng.uniform(-0.9, 0.9, (samples, 1)).astype(np.float32), RATE, [])
-
-
-def write_noise(out, name, count):
-    """Shards of `count` utterances by six speakers in all three splits."""
-    utterances = [
-        Utterance(
-            id=f"{name}/{i}",
-            recording="",
-            speaker=f"{name} speaker {i % 6}",
-            split="train" if i % 5 else ("validation" if i % 2 else "test"),
-            domain=f"domain {i % 3}",
-        )
-        for i in range(count)
-    ]
-    corpus = Corpus(name, "CC0-1.0", "noise", "nobody", utterances, load_noise)
-    write(corpus, out, sample_rate=RATE, records_per_shard=16)
-    return out
-
-
-def opened(spec, **changes):
-    settings = dict(
-        split="train",
-        crop_samples=CROP,
-        hop_samples=HOP,
-        min_seconds=0.6,
-        shortest_samples=300,
-        sample_rate=RATE,
-    )
-    return open_mixture(str(spec), **settings | changes)
-
-
-def take(mixture, count, **settings):
-    settings = dict(batch_size=BATCH, seed=3, threads=0) | settings
-    with batches(mixture, **settings) as iterator:
-        return list(itertools.islice(iterator, count))
+from tests.data_pipelines.noise import BATCH, CROP, HOP, RATE, opened, take, write_noise
 
 
 def assert_same(left, right):
@@ -174,36 +122,6 @@ def test_the_batches_do_not_depend_on_workers_or_threads(both):
     assert_same(take(mixture, 9, threads=4), whole)
     assert_same(take(mixture, 9, workers=2, threads=1), whole)
     assert_same(take(mixture, 4, workers=3, start_step=5), whole[5:])
-
-
-@pytest.mark.parametrize("count", [0, 1, 7])
-def test_closing_leaves_no_process_no_file_and_no_shared_memory(both, tmp_path, monkeypatch, count):
-    """After no batch, after one, and after the last."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    made = []
-    attach = shared_memory.SharedMemory.__init__
-    monkeypatch.setattr(
-        shared_memory.SharedMemory,
-        "__init__",
-        lambda self, name, *rest, **named: (made.append(name), attach(self, name, *rest, **named))[
-            1
-        ],
-    )
-    iterator = batches(opened(both), batch_size=20, seed=0, workers=2, stop_step=7)
-    assert len(list(itertools.islice(iterator, count))) == count
-    if count == 7:
-        assert next(iterator, None) is None
-    iterator.close()
-    iterator.close()
-    with pytest.raises(ValueError, match="closed"):
-        next(iterator)
-    assert multiprocessing.active_children() == []
-    assert os.listdir(tmp_path) == []
-    assert bool(made) == bool(count)
-    deadline = time.monotonic() + 10
-    while set(made) & set(os.listdir("/dev/shm")) and time.monotonic() < deadline:
-        time.sleep(0.05)  # grain unlinks in a thread
-    assert set(made) & set(os.listdir("/dev/shm")) == set()
 
 
 def test_a_start_at_any_step_continues_the_run(both):
@@ -341,53 +259,6 @@ def test_a_flipped_byte_names_the_record(tmp_path, workers):
         path.write_bytes(data)
     with pytest.raises(UserError, match=r"shard-0000\d-of-00002.array_record, record \d+"):
         take(mixture, 50, workers=workers)
-
-
-_PROGRAM = """
-import sys, time
-from data_pipelines.loader import batches
-from test_loader import opened
-
-if __name__ == "__main__":
-    iterator = batches(opened(sys.argv[1]), batch_size=8, seed=0, workers=2)
-    next(iterator)
-    import multiprocessing
-    print(*[p.pid for p in multiprocessing.active_children()], flush=True)
-    if sys.argv[2] == "wait":
-        time.sleep(60)
-    print("tensorflow" in sys.modules)
-"""
-
-
-@pytest.mark.parametrize("ending", ["exit", "interrupt", "kill"])
-def test_no_process_outlives_its_parent(shards, tmp_path, ending):
-    """Without close(): at the end of the program, at Ctrl-C, and when the parent is killed."""
-    program = tmp_path / "program.py"
-    program.write_text(_PROGRAM)
-    parent = subprocess.Popen(
-        [sys.executable, str(program), str(shards), "exit" if ending == "exit" else "wait"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.path.dirname(__file__)])},
-    )
-    workers = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(workers) == 2
-    if ending == "interrupt":
-        os.killpg(parent.pid, signal.SIGINT)
-    elif ending == "kill":
-        parent.kill()
-    parent.wait(timeout=30)
-    output, errors = parent.stdout.read(), parent.stderr.read()
-    if ending == "exit":
-        assert parent.returncode == 0 and output == "False\n" and errors == ""
-    elif ending == "interrupt":
-        assert errors.count("KeyboardInterrupt") == 1
-    deadline = time.monotonic() + 10
-    while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert [pid for pid in workers if os.path.exists(f"/proc/{pid}")] == []
 
 
 def test_real_speech_is_hardly_padded_at_short_crops(speech_folder, tmp_path):

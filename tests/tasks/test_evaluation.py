@@ -10,6 +10,7 @@ from tests import runs
 from uniwav_jax import recipes
 from uniwav_jax.errors import UserError
 from uniwav_jax.tasks import evaluation, labelled, pretrained, probes, report
+from uniwav_jax.training import pictures
 from uniwav_jax.training.telemetry import read_rows
 
 SETTINGS = (
@@ -91,6 +92,20 @@ def test_table_and_picture(evaluated, numbers):
     for sentence in numbers["left_out"]:
         assert sentence in printed
     assert report.table(numbers) in printed
+
+
+def test_panels_show_labels_where_there_are_no_phones(numbers):
+    """One line a system and number of labelled examples, with the section's own values."""
+    section = numbers["phone_accuracy"]
+    few = {"step": 1, "label_accuracy": {"1": section, "all": section | {"trained": [0.1, 0.2]}}}
+    figure, axes = pictures.new_figure(1, 1, 4, 4)
+    report.per_layer(axes[0, 0], report.sections(few, "label_accuracy"), "phones")
+    assert axes[0, 0].get_title() == "labels: accuracy of a linear probe"
+    drawn = {container.get_label(): container for container in axes[0, 0].containers}
+    assert {"trained, 1 a class", "trained, all"} < drawn.keys()
+    line = drawn["trained, all"].lines[0]
+    np.testing.assert_allclose(line.get_ydata().astype(float), [0.1, 0.2])
+    assert line.get_linestyle() != drawn["trained, 1 a class"].lines[0].get_linestyle()
 
 
 def test_speaker_probe_by_another_way(small_run, small_shards, numbers):

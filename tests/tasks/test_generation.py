@@ -147,6 +147,8 @@ def test_the_commands_write_sound(small_run, speech, tmp_path, capsys):
         runs.run(
             *("uniwav_jax", command, "--workdir", small_run, "--input", source),
             *("--output", output, "--evaluations", 2, *extra),
+            *("--picture", output.with_suffix(".png")),
         )
+        assert output.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
         sound, rate = soundfile.read(output)
         assert rate == RATE and len(sound) == len(speech) and sound.std() > 1e-4

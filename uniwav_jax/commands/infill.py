@@ -3,7 +3,7 @@
 Samples outside the gap stay the original ones, with cross-fades of 10 ms on both sides.
 """
 
-from uniwav_jax.commands.sampling import add_sampling_arguments, sampling_options
+from uniwav_jax.commands.sampling import add_sampling_arguments, draw, sampling_options
 
 
 def add_arguments(parser) -> None:
@@ -31,5 +31,8 @@ def run(options) -> int:
         **sampling_options(options),
     )
     write_wav(options.output, result, rate)
+    if options.picture:
+        feature = pretrained.inference.feature
+        draw(options.picture, feature, waveform, result, options.start, options.end)
     print(f"{options.start} to {options.end} s generated in {options.output}")
     return 0

@@ -3,7 +3,7 @@
 Pass 1 masks every other stripe of 10 frames, pass 2 the others; the sound comes from Griffin-Lim.
 """
 
-from uniwav_jax.commands.sampling import add_sampling_arguments, sampling_options
+from uniwav_jax.commands.sampling import add_sampling_arguments, draw, sampling_options
 
 
 def add_arguments(parser) -> None:
@@ -22,5 +22,7 @@ def run(options) -> int:
     waveform = read_audio(options.input, rate)
     result = resynthesize(pretrained, waveform, options.seed, **sampling_options(options))
     write_wav(options.output, result, rate)
+    if options.picture:
+        draw(options.picture, pretrained.inference.feature, waveform, result, 0, len(result) / rate)
     print(f"{len(result) / rate:.2f} s in {options.output}")
     return 0

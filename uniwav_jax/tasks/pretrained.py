@@ -52,15 +52,10 @@ class Pretrained:
 
     def untrained(self) -> "Pretrained":
         """The same run before its first step, with the same statistics."""
-        state = jax.jit(functools.partial(_start, self.config))()
-        # Placed like the trained arrays, so that both run the same compiled programs.
-        here = {"params": self.params, "slots": self.slots}
-        start = jax.tree.map(
-            lambda new, old: jax.device_put(new, old.sharding),
-            {"params": state.params, "slots": state.slots},
-            here,
-        )
-        return dataclasses.replace(self, step=0, **start)
+        # Placed like restored arrays, so that both run the same compiled programs.
+        placement = jax.tree.map(lambda leaf: leaf.sharding, _abstract(self.config))
+        state = jax.jit(functools.partial(_start, self.config), out_shardings=placement)()
+        return dataclasses.replace(self, step=0, params=state.params, slots=state.slots)
 
     def frames(self, samples: int) -> int:
         """Frames of an utterance."""
@@ -107,17 +102,13 @@ def load(workdir, step: int | None = None) -> Pretrained:
     # A run may have been trained on more devices than are here.
     with config.unlocked():
         config.parallel.update(data=-1, fsdp=1, tensor=1)
-    mesh = make_mesh(config.parallel, jax.devices()[:1])
     with Checkpoints(workdir / "checkpoints", config) as checkpoints:
         if checkpoints.latest is None:
             raise UserError(f"{workdir} has no checkpoint yet; train it first.")
         step = checkpoints.latest if step is None else step
         statistics = checkpoints.meta(step)["statistics"]
-        abstract = abstract_state(
-            functools.partial(_start, config), lambda tree: shardings(tree, mesh)
-        )
-        state = checkpoints.restore(step, abstract)
-    constants = data.as_constants(config, statistics, replicated(mesh))
+        state = checkpoints.restore(step, _abstract(config))
+    constants = data.as_constants(config, statistics, replicated(_mesh(config)))
     return Pretrained(config, step, state.params, state.slots, constants["statistics"])
 
 
@@ -187,3 +178,12 @@ def _row(outputs: dict, row: int, length: int) -> dict:
 
 def _start(config):
     return initial_state(recipes.build(config), optimizer.build(config.optimizer), config.seed)
+
+
+def _mesh(config):
+    return make_mesh(config.parallel, jax.devices()[:1])
+
+
+def _abstract(config):
+    mesh = _mesh(config)
+    return abstract_state(functools.partial(_start, config), lambda tree: shardings(tree, mesh))

@@ -19,18 +19,29 @@ ROWS = {
     "speaker_accuracy_few_shot": "speakers of labelled records",
 }
 GENERATION = ("resynthesis", "infilling")
+# The two panels of probes: title -> what is shown there, the first that an evaluation has.
+PANELS = {
+    "phones": (("phone_accuracy", "phone_accuracy_unseen_voices"), ("label_accuracy",)),
+    "speakers": (("speaker_accuracy",), ("speaker_accuracy_few_shot",)),
+}
 
 
 def accuracies(result: dict) -> dict[str, dict]:
     """Title -> section of every probe in an evaluation."""
-    found = {}
-    for key, title in ROWS.items():
-        if "classes" in result.get(key, {}):
-            found[title] = result[key]
-        else:
-            for shots, section in result.get(key, {}).items():
-                found[f"{title}, {shots} a class" if shots != "all" else f"{title}, all"] = section
-    return found
+    return {
+        title: section for key in ROWS for title, section in sections(result, key).items()
+    }
+
+
+def sections(result: dict, key: str) -> dict[str, dict]:
+    """Title -> section of one key: a section, or one for each number of labelled examples."""
+    title, found = ROWS[key], result.get(key, {})
+    if "classes" in found:
+        return {title: found}
+    return {
+        f"{title}, {shots} a class" if shots != "all" else f"{title}, all": section
+        for shots, section in found.items()
+    }
 
 
 def table(result: dict) -> str:
@@ -94,8 +105,10 @@ def picture(path: pathlib.Path, results: list[dict], rows: list[dict]) -> None:
     """
     figure, axes = pictures.new_figure(2, 2, 12, 8)
     newest = results[-1]
-    per_layer(axes[0, 0], newest, ("phone_accuracy", "phone_accuracy_unseen_voices"), "phones")
-    per_layer(axes[0, 1], newest, ("speaker_accuracy",), "speakers")
+    for axis, (title, choices) in zip(axes[0], PANELS.items(), strict=True):
+        keys = next((keys for keys in choices if keys[0] in newest), ())
+        shown = {t: found for key in keys for t, found in sections(newest, key).items()}
+        per_layer(axis, shown, title)
     validation = [row for row in rows if row["kind"] == "validation"]
     curves(axes[1, 0], validation)
     if len(results) > 1:
@@ -106,15 +119,22 @@ def picture(path: pathlib.Path, results: list[dict], rows: list[dict]) -> None:
     pictures.save(figure, path)
 
 
-def per_layer(axis, result: dict, keys: tuple[str, ...], title: str) -> None:
-    """Accuracy of trained and untrained layers, log-mel as level lines; solid is the first key."""
-    present = [key for key in keys if key in result]
-    for key, style in zip(keys, ("-", "--"), strict=False):
-        if key not in result:
-            continue
-        section = result[key]
+def per_layer(axis, shown: dict[str, dict], title: str) -> None:
+    """Accuracy of trained and untrained layers, log-mel as level lines; one line style a section.
+
+    Args:
+      shown: title -> section; three at most.
+      title: of the panel if there is no section.
+    """
+    if not shown:
+        axis.set_title(f"{title}: accuracy of a linear probe")
+        empty(axis, "no labels")
+        return
+    first = next(iter(shown))
+    axis.set_title(f"{first.split(',')[0]}: accuracy of a linear probe")
+    for (name, section), style in zip(shown.items(), ("-", "--", ":"), strict=False):
         layers = range(1, len(section["trained"]) + 1)
-        note = "" if key == present[0] else ", unseen voices"
+        note = f", {name.partition(', ')[2]}" if len(shown) > 1 else ""
         for system, colour in (("trained", "C0"), ("untrained", "C1")):
             axis.errorbar(
                 layers,
@@ -129,14 +149,10 @@ def per_layer(axis, result: dict, keys: tuple[str, ...], title: str) -> None:
         for system, colour in (("log_mel_context", "C2"), ("log_mel", "C3")):
             label = SYSTEMS[system] + note
             axis.axhline(section[system], color=colour, linestyle=style, label=label)
-    axis.set_title(f"{title}: accuracy of a linear probe")
-    if not present:
-        empty(axis, "no labels")
-        return
     axis.set_xlabel("layer")
     axis.set_ylim(top=min(1.02, axis.get_ylim()[1]))
     axis.set_xticks(list(layers))
-    axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18))
+    axis.legend(fontsize=8, ncols=len(shown), loc="upper center", bbox_to_anchor=(0.5, -0.18))
 
 
 def curves(axis, rows: list[dict], names: tuple[str, ...] = ()) -> None:
