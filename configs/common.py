@@ -17,6 +17,7 @@ def base() -> ml_collections.ConfigDict:
         "crop_frames": 768,  # 15.36 s
         "min_seconds": 2.5,  # shorter clips of one speaker are joined [O]
         "exclude_speakers": (),
+        "skip_slots": (),  # ((A, B), ...): positions A ... B - 1 of the order are never drawn
         "workers": 0,  # reading processes; 0 = threads of this process
     }
     config.features = {
@@ -82,6 +83,7 @@ def base() -> ml_collections.ConfigDict:
         "parameter_dtype": "float32",
         "non_finite_limit": 10,  # skipped updates in a row that stop the run
         "collapse_perplexity": 2.0,  # below it, after the warm-up, the run stops
+        "chip_hours": 0.0,  # budget over all restarts; then the run saves and stops; 0 = none
     }
     config.parallel = {
         "data": -1,  # -1 = whatever is left
@@ -90,14 +92,26 @@ def base() -> ml_collections.ConfigDict:
         "remat": "none",  # "none", "dots" or "full"
         "unroll": 1,
         "attention": "reference",
+        "start_seconds": 60,  # to wait for the other processes at the start
+        "barrier_seconds": 300,  # and wherever they meet later
+        "heartbeat_seconds": 100,  # without a sign of life, after which a process counts as lost
+        "watchdog_seconds": 1_800,  # a step that takes longer ends the run; 0 = never
+        "compile_cache": "~/.cache/uniwav_jax",  # compiled programs; "" = none
     }
-    config.checkpoint = {"every": 1_000, "keep": 2, "keep_every": 50_000}
+    config.checkpoint = {
+        "every": 1_000,  # steps
+        "minutes": 0.0,  # and so long after the last save, looked at when metrics are written
+        "keep": 2,  # the newest ones, at least 2: the newest may be damaged
+        "keep_every": 50_000,  # and for good those of every so many steps
+    }
     config.telemetry = {
         "log_every": 50,
         "validate_every": 1_000,
         "validation_batches": 8,  # at most
         "samples_every": 5_000,
         "samples": 2,
+        "spike_score": 8.0,  # robust z-score of the loss from which a step is logged as an event
+        "spike_window": 200,  # steps that it is compared with
         "tensorboard": True,
         "wandb": False,
     }

@@ -38,6 +38,7 @@ __all__ = [
     "locate",
     "open_mixture",
     "padded_fraction",
+    "places",
     "read_crop",
 ]
 
@@ -52,6 +53,8 @@ def batches(
     start_step: int = 0,
     stop_step: int | None = None,
     rows: Sequence[int] | None = None,
+    offset: int = 0,
+    skip: Sequence[tuple[int, int]] = (),
     workers: int = 0,
     threads: int = 2,
     ordered: bool = False,
@@ -66,6 +69,8 @@ def batches(
       stop_step: the first step not read; None goes on for ever, or ordered, to the end of the
         slots.
       rows: which rows of every global batch this process reads, 0 … batch_size − 1; None reads all.
+      offset: added to step * batch_size + row, for a run that began at another batch size.
+      skip: (first, end) ranges of positions that are left out, see `order.after_skips`.
       workers: processes that read ahead; 0 reads in threads of this process.
       threads: threads of each reading process; 0 reads only when asked.
       ordered: every slot once, in slot order, corpus after corpus, epoch 0, with starts drawn
@@ -99,7 +104,13 @@ def batches(
             folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="rows-"))
             mixture = mixture.mapped(Path(folder))
         read = _ReadRow(
-            mixture, 0 if ordered else seed, ordered, batch_size, start_step, tuple(rows.tolist())
+            mixture,
+            0 if ordered else seed,
+            ordered,
+            batch_size,
+            start_step * batch_size + offset,
+            tuple(rows.tolist()),
+            tuple(skip),
         )
         dataset = grain.MapDataset.range((stop_step - start_step) * len(rows)).map(read)
         dataset = dataset.batch(len(rows), drop_remainder=True)
@@ -155,6 +166,30 @@ def locate_ordered(mixture: Mixture, position: int) -> "Place | None":
             return Place(corpus, *part.slots.locate(position), epoch=0)
         position -= len(part.slots)
     return None
+
+
+def places(mixture: Mixture, seed: int, positions: Sequence[int]) -> list[dict]:
+    """What stands at positions of the training order, in words.
+
+    Returns:
+      One dict a position: position, corpus, epoch, slot, slots, records (ids of the row's clips).
+    """
+    found = []
+    for position in positions:
+        place = locate(mixture, seed, position)
+        part = mixture.parts[place.corpus]
+        clips = part.rows.clips(place.row).tolist()
+        found.append(
+            {
+                "position": position,
+                "corpus": part.name,
+                "epoch": place.epoch,
+                "slot": place.slot,
+                "slots": place.slots,
+                "records": [part.reader[number].id for number in clips],
+            }
+        )
+    return found
 
 
 def _decode(record: Record, low: int, high: int) -> np.ndarray:
@@ -230,17 +265,19 @@ class _Flac(soundfile.SoundFile):
 class _ReadRow:
     """Reads the i-th row that this process owes: position → place → crop. Picklable."""
 
-    def __init__(self, mixture, seed, ordered, batch_size, start_step, rows):
+    def __init__(self, mixture, seed, ordered, batch_size, first, rows, skip):
         self._mixture = mixture
         self._seed = seed
         self._ordered = ordered
         self._batch_size = batch_size
-        self._start_step = start_step
+        self._first = first
         self._rows = rows
+        self._skip = skip
 
     def __call__(self, i: int) -> dict[str, np.ndarray]:
         step, row = divmod(i, len(self._rows))
-        position = (self._start_step + step) * self._batch_size + self._rows[row]
+        position = self._first + step * self._batch_size + self._rows[row]
+        position = order.after_skips(position, self._skip)
         if self._ordered:
             place = locate_ordered(self._mixture, position)
         else:

@@ -105,6 +105,19 @@ def mixture_order(weights: Sequence[float]) -> grain.MapDataset:
     return grain.MapDataset.mix(parents, weights=list(weights))
 
 
+def after_skips(position: int, skips: Sequence[tuple[int, int]]) -> int:
+    """The position of the order that is drawn as the `position`-th once ranges are left out.
+
+    Args:
+      position: counted without the ranges left out.
+      skips: disjoint (first, end) ranges of the order, ascending; `end` itself is drawn.
+    """
+    for first, end in skips:
+        if position >= first:
+            position += end - first
+    return position
+
+
 def _tagged(corpus: int, k: int) -> tuple[int, int]:
     return corpus, k
 

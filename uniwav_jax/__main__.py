@@ -5,7 +5,7 @@ import importlib
 import sys
 
 from data_pipelines import interrupts
-from uniwav_jax.errors import UserError
+from uniwav_jax.errors import Preempted, ProcessLost, UserError
 
 # Name -> one line. The module uniwav_jax/commands/NAME.py is imported when it is called.
 COMMANDS = {
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
       Exit status: what the command says (0), 2 after a mistake in what was asked for, 3 when
-      training stopped itself, 130 after Ctrl-C.
+      training stopped itself, 5 when another process was lost, 75 after SIGTERM, 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
@@ -50,12 +50,31 @@ def main(arguments: list[str] | None = None) -> int:
         with interrupts.deferred():
             importlib.import_module("uniwav_jax.tasks.pretrained")  # JAX and what else is slow
         return module.run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Preempted as error:
+        print(f"preempted: {error}", file=sys.stderr)
         return error.status
+    except UserError as error:
+        return failed(error, error.status)
     except KeyboardInterrupt as error:
         print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        from uniwav_jax.parallel import processes
+
+        if not processes.is_loss(error):
+            raise
+        reason = str(error).splitlines()[0]
+        sentence = f"another process of the run went away ({reason}); start all of them again."
+        return failed(sentence, ProcessLost.status)
+
+
+def failed(sentence, status: int) -> int:
+    """Says what went wrong; one of several processes ends here, without waiting for the others."""
+    from uniwav_jax.parallel import processes
+
+    print(f"error: {sentence}", file=sys.stderr)
+    processes.leave(status)
+    return status
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ FREE = (
     "training.accumulation",
     "training.non_finite_limit",
     "training.collapse_perplexity",
+    "training.chip_hours",
     "parallel",
     "checkpoint",
     "telemetry",
@@ -150,9 +151,14 @@ def check(config) -> None:
     """Raises UserError for values that no run can have."""
     positive = ("training.steps", "training.batch_size", "data.crop_frames", "checkpoint.every")
     fields = flatten(config)
-    for name in (*positive, "telemetry.log_every", "telemetry.validate_every", "checkpoint.keep"):
+    for name in (*positive, "telemetry.log_every", "telemetry.validate_every"):
         if fields[name] < 1:
             raise UserError(f"{name} = {fields[name]} must be at least 1.")
+    if fields["checkpoint.keep"] < 2:
+        raise UserError(
+            f"checkpoint.keep = {fields['checkpoint.keep']} must be at least 2, since the newest "
+            "checkpoint may be damaged."
+        )
     for half in ("encoder", "decoder"):
         width, heads = fields[f"{half}.width"], fields[f"{half}.heads"]
         if heads < 1 or width % heads:

@@ -57,9 +57,17 @@ class Recipe:
       updates: in the order in which the step runs them.
       validate: (params, constants, slots, batch) -> Outputs, with fixed randomness.
       summarize: (totalled Outputs of `validate`) -> metrics as Python numbers.
+      resettable: names of slots that a run may begin anew though it starts from another run.
+      adopt: (params, fresh slots, source slots, refused paths, reset names) -> (slots, sentences
+        on what was not taken), for a run that starts from another one.
+      activations: (params, constants, slots, batch) -> ordered list of (name, array), from the
+        features to the last layer, for whoever asks why a step went wrong.
     """
 
     initialize: Callable[[jax.Array], tuple[dict, dict]]
     updates: tuple[Update, ...]
     validate: Callable[..., Outputs]
     summarize: Callable[[Outputs], dict]
+    resettable: tuple[str, ...]
+    adopt: Callable[..., tuple[dict, list[str]]]
+    activations: Callable[..., list[tuple[str, jax.Array]]]

@@ -18,6 +18,7 @@ SLOT = "self_distillation"
 # What an example's key is folded with, one number a use.
 MASK, NOISE, TIME, DROP = range(4)
 VALIDATION_SEED = 0
+RESETTABLE = ("teacher", "codebooks")
 
 
 def example_keys(seed: int, batch: dict) -> jax.Array:
@@ -49,6 +50,9 @@ def build(config) -> Recipe:
         updates=(Update(GROUP, system.loss, system.finish, system.metrics),),
         validate=system.validate,
         summarize=system.summarize,
+        resettable=RESETTABLE,
+        adopt=system.adopt,
+        activations=system.activations,
     )
 
 
@@ -184,17 +188,23 @@ class System:
 
     def _decoder_loss(self, model, examples: Examples, z: jax.Array, dropout: float) -> jax.Array:
         """Sum over masked frames of weight * mean over channels of (v_theta(x_t, z, t) - u)^2."""
-        x, keys, sigma_min = examples.x, examples.keys, self.config.decoder.sigma_min
+        sigma_min = self.config.decoder.sigma_min
+        x0, t, z = self._decoder_draws(model, examples, z, dropout)
+        x_t = flow_matching.path(x0, examples.x, t, sigma_min)
+        v = model.decoder(x_t, z, t, examples.valid)
+        u = flow_matching.target(x0, examples.x, sigma_min)
+        return flow_matching.loss_sum(
+            examples.at_masked(v), examples.at_masked(u), examples.weights
+        )
+
+    def _decoder_draws(self, model, examples: Examples, z: jax.Array, dropout: float):
+        """Noise x_0 [B, T, C], time t [B], and z with the null condition where it is dropped."""
+        x, keys = examples.x, examples.keys
         x0 = draws(keys, NOISE, lambda key: jax.random.normal(key, x.shape[1:])).astype(x.dtype)
         t = draws(keys, TIME, jax.random.uniform).astype(x.dtype)
         dropped = draws(keys, DROP, jax.random.uniform) < dropout
         null = model.decoder.null_condition[...].astype(z.dtype)
-        z = jnp.where(dropped[:, None, None], null, z)
-        v = model.decoder(flow_matching.path(x0, x, t, sigma_min), z, t, examples.valid)
-        u = flow_matching.target(x0, x, sigma_min)
-        return flow_matching.loss_sum(
-            examples.at_masked(v), examples.at_masked(u), examples.weights
-        )
+        return x0, t, jnp.where(dropped[:, None, None], null, z)
 
     def finish(self, slots, statistics, params) -> dict:
         """Teacher and codebooks after the optimiser, with the new parameters."""
@@ -231,6 +241,52 @@ class System:
             result["perplexity_min"] = float(perplexity.min())
         return result
 
+    def adopt(
+        self, params, fresh, source, *, refused: tuple[str, ...], reset: tuple[str, ...]
+    ) -> tuple[dict, list[str]]:
+        """Teacher and codebooks of another run; the teacher's update count starts anew.
+
+        They belong to the encoder: if any of its parameters (`refused`) was not taken, both start
+        anew. A new teacher is the student, as at any beginning.
+        """
+        if not self.depth:
+            return fresh, []
+        reasons, anew = [], set(reset)
+        own, other = fresh[SLOT], source.get(SLOT)
+        incomplete = any(name.startswith(f"{GROUP}/encoder/") for name in refused)
+        if other is None or incomplete or _shapes(own) != _shapes(other):
+            anew = set(RESETTABLE)
+            reasons.append("teacher and codebooks begin anew: the encoder was not taken whole")
+        student = params[GROUP]["encoder"]["layers"]
+        slot = {
+            "teacher": student if "teacher" in anew else other["teacher"],
+            "codebooks": own["codebooks"] if "codebooks" in anew else other["codebooks"],
+            "updates": own["updates"],
+        }
+        return {SLOT: slot}, reasons
+
+    def activations(self, params, constants, slots, batch) -> list[tuple[str, jax.Array]]:
+        """Of one micro-batch with the run's randomness, in the order in which they are computed."""
+        examples = self.examples(constants, batch, self.config.seed)
+        model = nnx.merge(self.graph, params[GROUP])
+        mask = mask_of(examples.positions, examples.weights, examples.valid.shape[1])
+        h = model.encoder.embed(examples.x, examples.valid, mask)
+        found, streams = [("features", examples.x), ("encoder/embedding", h)], None
+        if self.depth:
+            _, streams, _ = model.encoder(h, examples.valid)
+            found += [(f"encoder/layer {k + 1}", y) for k, y in enumerate(streams)]
+            targets = model.teacher_outputs(slots[SLOT]["teacher"], examples.x, examples.valid)
+            found += [(f"teacher/target {k + 1}", y) for k, y in enumerate(targets)]
+        if self.decoder_weight:
+            z = model.condition(h, streams)
+            x0, t, given = self._decoder_draws(
+                model, examples, z, self.config.decoder.condition_dropout
+            )
+            x_t = flow_matching.path(x0, examples.x, t, self.config.decoder.sigma_min)
+            v = model.decoder(x_t, given, t, examples.valid)
+            found += [("condition", z), ("decoder/vector field", v)]
+        return found
+
     def _construct(self, key: jax.Array) -> UniWav:
         return UniWav(self.config, self.feature.channels, nnx.Rngs(key))
 
@@ -243,6 +299,10 @@ class System:
             teacher.decay_updates,
             teacher.freeze_after,
         )
+
+
+def _shapes(tree) -> dict:
+    return {jax.tree_util.keystr(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def target_variance(outputs: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:

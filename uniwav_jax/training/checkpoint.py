@@ -8,14 +8,21 @@ versions, licences).
 import contextlib
 import dataclasses
 import errno
+import functools
+import json
+import os
 import pathlib
 import sys
+import threading
+import time
 
 import absl.logging
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from uniwav_jax.errors import UserError
+from uniwav_jax.parallel import processes
+from uniwav_jax.training import checksums
 from uniwav_jax.training.state import TrainState
 
 FORMAT = 1
@@ -42,21 +49,30 @@ class Checkpoints:
 
     Args:
       directory: where they lie; created if missing.
-      config: its `checkpoint` fields say when to save (`every` steps) and what stays: the newest
-        `keep`, and for good those whose step is a multiple of `keep_every`.
-      writer: whether this is the run itself, which clears what a killed save left behind; a reader
-        must not, since the run may be saving at that moment.
+      config: its `checkpoint` fields say when to save (`every` steps, `minutes`) and what stays:
+        the newest `keep`, and for good those whose step is a multiple of `keep_every`.
+      writer: whether this is the run itself, which sets damaged checkpoints aside and clears what
+        a killed save left behind; a reader must not, since the run may be saving at that moment.
+      say: takes sentences for the user.
+      clock: seconds, for `checkpoint.minutes`.
     """
 
-    def __init__(self, directory, config, *, writer: bool = False):
-        policies = ocp.training.save_decision_policies
-        preservation = ocp.training.preservation_policies
+    def __init__(
+        self, directory, config, *, writer: bool = False, say=print, clock=time.monotonic
+    ):
         self.directory = pathlib.Path(directory).resolve()
+        self._seconds = config.parallel.barrier_seconds
+        self._policy = config.checkpoint
+        self._clock = clock
+        self._last_save = clock()
         self._pending = None
-        self._newest = None
+        self._damaged, self._whole = {}, set()
+        self._choose(writer, say)
+        preservation = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
-            save_decision_policy=policies.FixedIntervalPolicy(config.checkpoint.every),
+            # `due` decides; Orbax is only asked with force.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=preservation.AnyPreservationPolicy(
                 [
                     preservation.LatestN(config.checkpoint.keep),
@@ -68,45 +84,59 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
-        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+        """Steps of the whole checkpoints, ascending."""
+        found = (checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+        return [step for step in found if step not in self._damaged]
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint."""
+        """Step of the newest whole checkpoint."""
         return self.steps[-1] if self.steps else None
 
-    def save(self, step: int, state: TrainState, data: dict, meta: dict, *, force=False) -> bool:
-        """Starts to save if the policy, or `force`, says so; the write goes on in the background.
+    def due(self, step: int) -> bool:
+        """Whether the policy wants this step saved; every process must get the same answer."""
+        return step % self._policy.every == 0
+
+    def overdue(self) -> bool:
+        """Whether `checkpoint.minutes` have gone by since the last save, on this clock."""
+        minutes = self._policy.minutes
+        return minutes > 0 and self._clock() - self._last_save >= 60 * minutes
+
+    def save(self, step: int, state: TrainState, data: dict, meta: dict) -> None:
+        """Starts to save; the write goes on in the background.
 
         Raises:
-          UserError: this save or the one before found no room on the disk.
+          UserError: the save before this one failed, or this one already.
         """
-        if step in self.steps or not (force or self._checkpointer.should_save(step)):
-            return False
         self._finish()
-        self._newest = step
-        with self._full_disk_named(step):
-            self._pending = step, self._checkpointer.save_checkpointables_async(
+        self._last_save = self._clock()
+        with self._named(step):
+            response = self._checkpointer.save_checkpointables_async(
                 step,
-                {
-                    "state": as_dict(state),
-                    "data": data,
-                    "meta": {"format": FORMAT, **meta},
-                },
+                {"state": as_dict(state), "data": data, "meta": {"format": FORMAT, **meta}},
                 force=True,
             )
-        return True
+        self._pending = _Save(step, functools.partial(self._complete, step, response))
+
+    def poll(self) -> int | None:
+        """The step of a save that has ended since the last call; to be called often.
+
+        Raises:
+          UserError: it failed.
+        """
+        if self._pending is None or not self._pending.done():
+            return None
+        step = self._pending.step
+        self._finish()
+        return step
 
     def meta(self, step: int) -> dict:
         """What a checkpoint says of itself: format, config, statistics, corpora, versions.
 
         Raises:
-          UserError: no such checkpoint, or one of another format number.
+          UserError: no such checkpoint, a damaged one, or one of another format number.
         """
-        if step not in self.steps:
-            have = ", ".join(map(str, self.steps)) or "none"
-            raise UserError(f"{self.directory} has no checkpoint {step}; it has {have}.")
+        self._check(step)
         meta = self._checkpointer.load_checkpointables(step, {"meta": None})["meta"]
         found = meta["format"]
         if found != FORMAT:
@@ -115,18 +145,29 @@ class Checkpoints:
             )
         return meta
 
+    def data(self, step: int) -> dict:
+        """Where the run stood in the order of examples, and its latest losses.
+
+        Returns:
+          position: examples drawn so far; fingerprint; losses float64.
+        """
+        self._check(step)
+        return self._checkpointer.load_checkpointables(step, {"data": None})["data"]
+
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The state of a checkpoint onto the shapes, dtypes and shardings of `abstract`."""
+        self._check(step)
         loaded = self._checkpointer.load_checkpointables(step, {"state": as_dict(abstract)})
         return TrainState(**loaded["state"])
 
     def close(self) -> None:
         """Waits for the save under way and releases the folder."""
+        step = self._pending.step if self._pending else None
         try:
             self._finish()
         finally:
             # Raises the same failure once more.
-            with self._full_disk_named(self._newest):
+            with self._named(step):
                 self._checkpointer.close()
 
     def __enter__(self):
@@ -135,24 +176,109 @@ class Checkpoints:
     def __exit__(self, *exception):
         self.close()
 
-    def _finish(self):
+    def _choose(self, writer: bool, say) -> None:
+        """Finds the checkpoints that can't be used; only the newest are looked at.
+
+        Every process reads its share of the files and all come to the same conclusion.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        names = (path.name for path in self.directory.iterdir() if path.is_dir())
+        for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
+            found = self._problems(step)
+            if not found:
+                self._whole.add(step)
+                return
+            self._damaged[step] = found
+            say(f"checkpoint {step} of {self.directory.parent} is not used: {_some(found)}.")
+            if writer:
+                aside = functools.partial(self._set_aside, step)
+                processes.agree(f"aside-{step}", aside, self._seconds)
+
+    def _problems(self, step: int) -> list[str]:
+        folder = self.directory / str(step)
+        mine = checksums.problems(folder, processes.index(), processes.count())
+        everyone = processes.gather(f"verify-{step}", json.dumps(mine), self._seconds)
+        return [problem for part in everyone for problem in json.loads(part)]
+
+    def _set_aside(self, step: int) -> None:
+        # Out of the way of the save that will come to this step again.
+        aside = self.directory.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        number = 1 + sum(path.name.startswith(f"{step}-") for path in aside.iterdir())
+        os.replace(self.directory / str(step), aside / f"{step}-{number}")
+
+    def _check(self, step: int) -> None:
+        """Raises UserError unless the checkpoint is there and whole; each is read once."""
+        folder = self.directory / str(step)
+        if not folder.is_dir() and step not in self._damaged:
+            have = ", ".join(map(str, self.steps)) or "none"
+            raise UserError(f"{self.directory} has no checkpoint {step}; it has {have}.")
+        if step not in self._whole:
+            found = self._damaged.get(step) or self._problems(step)
+            if found:
+                raise UserError(
+                    f"checkpoint {step} of {self.directory.parent} is damaged: {_some(found)}; "
+                    "restore it from a copy, or use another step."
+                )
+            self._whole.add(step)
+
+    def _complete(self, step: int, response) -> None:
+        """The end of a save, in its own thread: wait for the commit, then write the digests."""
+        response.result()
+        folder = self.directory / str(step)
+        mine = json.dumps(checksums.digests(folder, processes.index()))
+        parts = processes.gather(f"checksums-{step}", mine, self._seconds)
+        if processes.index() == 0:
+            checksums.write(folder, [json.loads(part) for part in parts])
+
+    def _finish(self) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
-            step, response = pending
-            with self._full_disk_named(step):
-                response.result()
+            with self._named(pending.step):
+                pending.result()
 
     @contextlib.contextmanager
-    def _full_disk_named(self, step):
+    def _named(self, step):
         try:
             yield
+        except UserError:
+            raise
         except Exception as error:
-            if not is_full_disk(error):
-                raise
+            cause = "no space left on the disk" if is_full_disk(error) else f"{error}"
             raise UserError(
-                f"no space left on the disk of {self.directory}: checkpoint {step} is not "
-                "saved, the ones before it are whole; make room and run the same command again."
+                f"checkpoint {step} could not be saved in {self.directory}: {cause}; the ones "
+                "before it are whole; mend that and run the same command again."
             ) from error
+
+
+class _Save(threading.Thread):
+    """A save under way."""
+
+    def __init__(self, step: int, complete):
+        super().__init__(name=f"save-{step}", daemon=True)
+        self.step = step
+        self._complete = complete
+        self._error = None
+        self.start()
+
+    def run(self):
+        try:
+            self._complete()
+        except BaseException as error:
+            self._error = error
+
+    def done(self) -> bool:
+        return not self.is_alive()
+
+    def result(self) -> None:
+        self.join()
+        if self._error is not None:
+            raise self._error
+
+
+def _some(problems: list[str]) -> str:
+    more = len(problems) - 3
+    return ", ".join(problems[:3]) + (f" and {more} more" if more > 0 else "")
 
 
 def is_full_disk(error: BaseException) -> bool:

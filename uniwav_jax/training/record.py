@@ -1,6 +1,7 @@
 """RUN/run.json, which says what run a folder holds, and RUN/record/, how each start came about."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -9,43 +10,83 @@ import platform
 import shlex
 import subprocess
 import sys
+import uuid
 
 import jax
 
-from data_pipelines.files import atomic_write, read_json
+from data_pipelines.files import atomic_write, write_json
 from uniwav_jax import config as configs
 from uniwav_jax.errors import UserError
 
 FORMAT = 1
+LOCAL_FIELDS = ("data.shards", "data.validation")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "array_record")
 
 
-def claim_workdir(workdir: pathlib.Path, config, fingerprint: str) -> None:
+def claim_workdir(
+    workdir: pathlib.Path, config, fingerprint: str, start, origin: dict | None, extend_to
+) -> dict:
     """Writes RUN/run.json, or checks that the one there is this run.
 
+    Args:
+      workdir: the run's folder.
+      config: resolved.
+      fingerprint: of the training data.
+      start: the `start.Start` that was asked for, or None; a restart may leave it out.
+      origin: what `start.origin_of` made of it, for a new run.
+      extend_to: steps to which a run that is there may be lengthened, or None; `config` has them
+        already.
+
+    Returns:
+      The content of run.json.
+
     Raises:
-      UserError: identity fields or data differ (the difference is shown; nothing is written).
+      UserError: identity fields, data or origin differ (the difference is shown; nothing is
+        written), or there is no run to extend.
     """
     path = workdir / "run.json"
+    run = {"id": uuid.uuid4().hex[:12], "origin": origin, "extended": []}
     if path.exists():
         run = read_run(workdir)
         changed = configs.identity_difference(run["config"], config.to_dict())
+        before = run["config"].training.steps
+        if extend_to is not None and before < extend_to:
+            changed.pop("training.steps")
+            run["extended"].append({"from": before, "to": extend_to})
         shown = [f"{name}: {old!r} there, {new!r} here" for name, (old, new) in changed.items()]
         if run["data_fingerprint"] != fingerprint:
             old, new = run["data_fingerprint"][:12], fingerprint[:12]
             shown.append(f"data: fingerprint {old} there, {new} here")
+        old = run["origin"]["what"] if run["origin"] else "from nothing"
+        if start is not None and start.what != old:
+            shown.append(f"origin: {old} there, {start.what} here")
         if shown:
+            hint = ""
+            if list(changed) == ["training.steps"]:
+                hint = "; --extend-to N lengthens a run"
             raise UserError(
                 f"{workdir} holds another run ({'; '.join(shown)}); choose another --workdir, "
-                "or the same config and data. Nothing was changed."
+                f"or the same config and data{hint}. Nothing was changed."
             )
+    elif extend_to is not None:
+        raise UserError(f"--extend-to {extend_to}: {workdir} holds no run to extend.")
     workdir.mkdir(parents=True, exist_ok=True)
-    run = {"format": FORMAT, "config": config.to_dict(), "data_fingerprint": fingerprint}
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(run, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    run |= {"format": FORMAT, "config": config.to_dict(), "data_fingerprint": fingerprint}
+    run["digest"] = _digest(run)
+    write_json(path, run)
+    return run
 
 
-def read_run(workdir: pathlib.Path) -> dict:
+def known_origin(workdir: pathlib.Path) -> dict:
+    """{"origin": ...} of the run in the folder, {} if there is none.
+
+    Raises:
+      UserError: its run.json is damaged.
+    """
+    return {"origin": read_run(workdir)["origin"]} if (workdir / "run.json").exists() else {}
+
+
+def read_run(workdir) -> dict:
     """RUN/run.json with `config` as a ConfigDict.
 
     Raises:
@@ -54,11 +95,24 @@ def read_run(workdir: pathlib.Path) -> dict:
     path = pathlib.Path(workdir) / "run.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no run (there is no run.json); train one first.")
-    run = read_json(path)
-    if run.get("format") != FORMAT:
-        raise UserError(f"{path} has format {run.get('format')}; this version reads {FORMAT}.")
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        found, digest = run["format"], run["digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it from a copy.") from error
+    if found != FORMAT:
+        raise UserError(f"{path} has format {found}; this version reads {FORMAT}.")
+    if digest != _digest(run):
+        raise UserError(
+            f"{path} is damaged: its content does not fit its digest; restore it from a copy."
+        )
     run["config"] = configs.from_json(json.dumps(run["config"]))
     return run
+
+
+def _digest(run: dict) -> str:
+    content = {name: value for name, value in run.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_record(workdir: pathlib.Path, config, start: int) -> None:
@@ -88,9 +142,24 @@ def write_record(workdir: pathlib.Path, config, start: int) -> None:
             temporary.write_text(changes, encoding="utf-8")
 
 
-def checkpoint_meta(config, mixture, statistics: dict) -> dict:
-    """What a checkpoint says of itself."""
+def start_facts(config, fingerprint: str) -> dict:
+    """What every process of a run must see alike, by name; where the data lie may differ."""
+    fields = configs.flatten(config)
+    facts = {f"config.{k}": v for k, v in fields.items() if k not in LOCAL_FIELDS}
+    commit, changes = code_version()
+    return facts | {
+        "data": fingerprint,
+        "code version": commit,
+        "uncommitted difference": hashlib.sha256(changes.encode()).hexdigest()[:12],
+        "number of devices": jax.local_device_count(),
+        "package versions": versions(),
+    }
+
+
+def checkpoint_meta(config, mixture, statistics: dict, ancestry: list[dict]) -> dict:
+    """What a checkpoint says of itself; `ancestry` from the newest origin to the oldest."""
     return {
+        "ancestry": ancestry,
         "config": config.to_dict(),
         "statistics": statistics,
         "corpora": list(mixture.corpora),

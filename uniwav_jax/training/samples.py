@@ -9,6 +9,7 @@ import soundfile
 
 from data_pipelines.files import atomic_write
 from uniwav_jax.features.normalization import denormalize
+from uniwav_jax.parallel.mesh import replicated
 from uniwav_jax.recipes.inference import Inference, noise
 from uniwav_jax.training import pictures
 from uniwav_jax.training.data import validation_batches
@@ -19,7 +20,13 @@ class Samples:
     """Resynthesises the first rows of the validation set, always with the same noise."""
 
     def __init__(
-        self, config, inference: Inference, validation, workdir: pathlib.Path, telemetry: Telemetry
+        self,
+        config,
+        inference: Inference,
+        validation,
+        mesh,
+        workdir: pathlib.Path,
+        telemetry: Telemetry,
     ):
         self.rows = None
         self.count = config.telemetry.samples if config.objective.decoder_weight else 0
@@ -31,16 +38,21 @@ class Samples:
             with validation_batches(config, validation) as loaded:
                 batch = next(loaded)
             self.rows = {name: batch[name][: self.count] for name in ("waveform", "samples")}
-        self._generate = jax.jit(self._resynthesize)
+        self.everywhere = replicated(mesh)
+        self._generate = jax.jit(self._resynthesize, out_shardings=self.everywhere)
 
     def write(self, step: int, params, statistics) -> None:
-        """RUN/samples/step-N-K.png (true above, generated below) and .wav, and TensorBoard."""
+        """RUN/samples/step-N-K.png (true above, generated below) and .wav, and TensorBoard.
+
+        Every process takes part in the computation, one writes.
+        """
         if self.rows is None:
             return
+        rows = jax.device_put(self.rows, self.everywhere)
+        true, generated, waveform = jax.device_get(self._generate(params, statistics, **rows))
+        if not self.telemetry.writer:
+            return
         self.folder.mkdir(exist_ok=True)
-        true, generated, waveform = jax.device_get(
-            self._generate(params, statistics, **jax.device_put(self.rows))
-        )
         rate = self.config.features.sample_rate
         for k in range(len(true)):
             samples = int(self.rows["samples"][k])

@@ -17,44 +17,63 @@ class Telemetry:
 
     Args:
       workdir: the run's folder.
-      start: rows of later steps are dropped, since they will be computed again.
       steps: length of the run, for the progress bar.
       config: the run's config.
       writer: False on processes that only take part.
     """
 
-    def __init__(self, workdir: pathlib.Path, start: int, steps: int, config, writer: bool = True):
+    def __init__(self, workdir: pathlib.Path, steps: int, config, writer: bool = True):
         self.writer = writer
         self.log_every = config.telemetry.log_every
+        self._workdir, self._steps, self._config = workdir, steps, config
+        self._path = workdir / "metrics.jsonl"
         self._window: list[dict] = []
         self._window_start = time.monotonic()
         self._seconds_of_audio = 0.0
-        self._board = self._wandb = None
+        self._bar = self._board = self._wandb = None
+
+    def begin(self, first: int, resumed: bool, run_id: str) -> None:
+        """Opens what is written to; rows of steps that will be computed again are dropped.
+
+        Only for the writer.
+
+        Args:
+          first: steps taken before this start.
+          resumed: whether they were taken by this run, so that their rows stay.
+          run_id: names the run for W&B, also after a restart.
+        """
+        self._window_start = time.monotonic()
         # On a terminal a bar; in a log file a line each time metrics are written.
-        hidden = None if writer else True
-        self._bar = tqdm(total=steps, initial=start, unit="step", disable=hidden, mininterval=1.0)
-        self._steps = steps
-        if not writer:
-            return
-        self._path = workdir / "metrics.jsonl"
-        drop_rows_after(self._path, start)
-        if config.telemetry.tensorboard:
+        self._bar = tqdm(
+            total=self._steps, initial=first, unit="step", disable=None, mininterval=1.0
+        )
+        last = first if resumed else -1
+        drop_rows_after(self._path, last)
+        options = self._config.telemetry
+        if options.tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
-        if config.telemetry.wandb:
+            self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=last + 1)
+        if options.wandb:
             try:
                 import wandb
             except ImportError as error:
                 raise UserError(
                     "telemetry.wandb = True needs a package: pip install 'uniwav-jax[wandb]'."
                 ) from error
+            # Replayed steps have the values that W&B already shows: it keeps the first of each.
             self._wandb = wandb.init(
-                dir=str(workdir), config=config.to_dict(), id=workdir.name, resume="allow"
+                dir=str(self._workdir),
+                config=self._config.to_dict(),
+                id=run_id,
+                name=self._workdir.resolve().name,
+                resume="allow",
             )
 
     def train(self, step: int, metrics: dict, seconds_of_audio: float) -> None:
         """Takes the host copy of one step's metrics; writes their mean every `log_every` steps."""
+        if not self.writer:
+            return
         self._bar.update(1)
         self._window.append(metrics)
         self._seconds_of_audio += seconds_of_audio
@@ -65,7 +84,10 @@ class Telemetry:
         """Writes one row of `kind` ("train", "validation")."""
         if not self.writer:
             return
-        row = {"step": step, "kind": kind} | {k: plain(v) for k, v in metrics.items()}
+        row = {"step": step, "kind": kind}
+        if clash := row.keys() & metrics.keys():
+            raise ValueError(f"a metric can't be named {clash.pop()!r}")
+        row |= {name: plain(value) for name, value in metrics.items()}
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         scalars = {f"{kind}/{name}": value for name, value in row.items() if is_number(value)}
@@ -74,6 +96,22 @@ class Telemetry:
                 self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(scalars, step=step)
+
+    def event(self, step: int, event: dict) -> None:
+        """Writes down an unusual step, with the examples that it was made of."""
+        self.row("event", step, event)
+        score = f", {event['score']:.1f} deviations from the median" if "score" in event else ""
+        first, end = event["slots"]
+        self.say(
+            f"step {step}: {event['event']} loss {float(event['loss']):.3f}{score}; its slots are "
+            f"{first}:{end}, its records stand in metrics.jsonl; `python -m uniwav_jax replay "
+            f"--workdir {self._workdir} --step {step}` tells more"
+        )
+
+    def flush(self) -> None:
+        """Hands everything written so far to the system, so that a kill does not lose it."""
+        if self._board is not None:
+            self._board.flush()
 
     def picture(self, name: str, step: int, image: np.ndarray) -> None:
         """An image uint8 [height, width, 3] for TensorBoard and W&B."""
@@ -100,7 +138,8 @@ class Telemetry:
 
     def close(self) -> None:
         """Flushes everything."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
@@ -130,13 +169,19 @@ def read_rows(path: pathlib.Path) -> list[dict]:
     """All rows of a metrics.jsonl; a torn last line, as a kill leaves it, is left out."""
     rows = []
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
         for number, line in enumerate(lines):
             try:
-                rows.append(json.loads(line))
-            except ValueError as error:
+                row = json.loads(line)
+                if not (isinstance(row["step"], int) and isinstance(row["kind"], str)):
+                    raise ValueError("step or kind is not what it should be")
+                rows.append(row)
+            except (ValueError, KeyError, TypeError) as error:
                 if number + 1 < len(lines):
-                    raise UserError(f"{path}, line {number + 1} is not JSON: {error}.") from error
+                    raise UserError(
+                        f"{path}, line {number + 1} is damaged ({error}); restore the file from a "
+                        "copy, or take that line out."
+                    ) from error
     return rows
 
 

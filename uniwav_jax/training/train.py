@@ -5,29 +5,43 @@ import pathlib
 
 import jax
 
-from data_pipelines.loader import batches
+import uniwav_jax
+from data_pipelines.loader import batches, places
+from data_pipelines.order import after_skips
 from uniwav_jax import config as configs
-from uniwav_jax import recipes
-from uniwav_jax.errors import UserError
+from uniwav_jax.errors import Preempted, TrainingStopped, UserError
 from uniwav_jax.parallel import mesh as meshes
-from uniwav_jax.parallel.sharding import shardings
+from uniwav_jax.parallel import processes
 from uniwav_jax.recipes.inference import Inference
-from uniwav_jax.training import data, optimizer, record
-from uniwav_jax.training.checkpoint import Checkpoints, abstract_state
+from uniwav_jax.training import data, lease, optimizer, program, record
+from uniwav_jax.training import start as starts
+from uniwav_jax.training.accounting import Account
+from uniwav_jax.training.checkpoint import Checkpoints
 from uniwav_jax.training.samples import Samples
-from uniwav_jax.training.state import initial_state, parameter_count
-from uniwav_jax.training.step import make_step
+from uniwav_jax.training.state import parameter_count
 from uniwav_jax.training.telemetry import Telemetry
 from uniwav_jax.training.validation import make_validate
-from uniwav_jax.training.watch import Watch, catch_interrupt
+from uniwav_jax.training.watch import Signals, Watch, Watchdog
 
 
-def train(config, workdir, *, steps_this_run: int | None = None, profile: str = "") -> int:
+def train(
+    config,
+    workdir,
+    *,
+    start: starts.Start | None = None,
+    extend_to: int | None = None,
+    steps_this_run: int | None = None,
+    profile: str = "",
+) -> int:
     """Trains the run in `workdir`, from its newest checkpoint if it has one.
+
+    Every process of a run calls this; `processes.join` comes before it.
 
     Args:
       config: a resolved config, with `data.shards` set.
       workdir: the run's folder.
+      start: another run to begin with, if this one has no checkpoint yet.
+      extend_to: lengthens the run to so many steps.
       steps_this_run: stop after so many steps with a checkpoint; the schedule stays as it is.
       profile: "100:105" traces these steps into workdir/profile.
 
@@ -35,132 +49,233 @@ def train(config, workdir, *, steps_this_run: int | None = None, profile: str = 
       The step reached.
 
     Raises:
-      UserError: a config that no run can have; other data or identity fields than the folder's; no
-        space on the disk.
+      UserError: a config that no run can have; other data or identity fields than the folder's;
+        somebody else trains there; a save that failed; or no space on the disk.
       TrainingStopped: with the step and the cause.
+      Preempted: after SIGTERM, once a checkpoint is saved.
+      ProcessLost: another process did not come.
       KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
     """
-    # ---- mesh and recipe ----------------------------------------------------------------------
-    configs.check(config)
-    profiled = parse_profile(profile)
-    workdir = pathlib.Path(workdir)
-    mesh = meshes.make_mesh(config.parallel)
-    batch_size, accumulation = config.training.batch_size, config.training.accumulation
-    meshes.check_batch(batch_size, accumulation, mesh)
-    recipe = recipes.build(config)
-    transform = optimizer.build(config.optimizer)
-    steps = config.training.steps
-    rate = optimizer.schedule(config.optimizer, steps)
-    train_step = jax.jit(make_step(recipe, transform, rate), donate_argnums=0)
-
-    # ---- data ---------------------------------------------------------------------------------
-    mixture = data.open_split(config, config.data.shards, "train")
-    validation = data.open_validation(config)
-    record.claim_workdir(workdir, config, mixture.fingerprint)
-
     with contextlib.ExitStack() as resources:
-        # ---- state and feature statistics: from the newest checkpoint, or fresh ---------------
-        checkpoints = resources.enter_context(
-            Checkpoints(workdir / "checkpoints", config, writer=True)
-        )
+        # ---- mesh, recipe and data ------------------------------------------------------------
+        if extend_to is not None:
+            config.training.steps = extend_to
+        configs.check(config)
+        starts.check(start, config)
+        profiled = parse_profile(profile)
+        workdir = pathlib.Path(workdir)
+        program.use_compile_cache(config.parallel.compile_cache)
+        prepared = program.build(config)
+        mesh, recipe = prepared.mesh, prepared.recipe
+        batch_size, accumulation = config.training.batch_size, config.training.accumulation
+        steps, patience = config.training.steps, config.parallel.barrier_seconds
+        mixture = data.open_split(config, config.data.shards, "train")
+        validation = data.open_validation(config)
 
-        def make_state():
-            return initial_state(recipe, transform, config.seed)
-
-        abstract = abstract_state(make_state, lambda tree: shardings(tree, mesh))
-        start = checkpoints.latest or 0
-        if checkpoints.latest is None:
-            statistics = data.feature_statistics(config, mixture)
-            placement = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-            state = jax.jit(make_state, out_shardings=placement)()
-        else:
-            statistics = checkpoints.meta(start)["statistics"]
-            state = checkpoints.restore(start, abstract)
-        constants = data.as_constants(config, statistics, meshes.replicated(mesh))
-        meta = record.checkpoint_meta(config, mixture, statistics)
-        record.write_record(workdir, config, start)
-
-        # ---- telemetry ------------------------------------------------------------------------
-        is_writer = jax.process_index() == 0
-        telemetry = Telemetry(workdir, start, steps, config, is_writer)
+        # ---- the other processes, and the folder ----------------------------------------------
+        is_writer = processes.index() == 0
+        telemetry = Telemetry(workdir, steps, config, is_writer)
         resources.callback(telemetry.close)
-        telemetry.say(
-            f"{parameter_count(state.params):,} parameters; {mixture.epoch_hours:.2f} hours of "
-            f"audio in {mixture.slots:,} slots; {mesh.size} device(s); step {start} of {steps}"
+        say = telemetry.say
+        processes.check_same(record.start_facts(config, mixture.fingerprint), patience)
+        last_beat = lease.last_beat(workdir)
+        hold = lease.Lease(workdir, say=say)
+        processes.agree("lease", lambda: resources.enter_context(hold) and None, patience)
+        account = Account(
+            workdir, devices=mesh.size, began=uniwav_jax.BEGAN, last_beat=last_beat, say=say
         )
+        known = processes.agree("known", lambda: record.known_origin(workdir), patience)
+        origin = starts.origin_of(start) if start and not known else known.get("origin")
+        starts.inherit_skips(config, origin)
+        run = processes.agree(
+            "workdir",
+            lambda: record.claim_workdir(
+                workdir, config, mixture.fingerprint, start, origin, extend_to
+            ),
+            patience,
+        )
+        offset = starts.position_offset(origin, batch_size)
+
+        # ---- state and feature statistics: from the newest checkpoint, an origin, or fresh ----
+        checkpoints = resources.enter_context(
+            Checkpoints(workdir / "checkpoints", config, writer=True, say=say)
+        )
+        watch = Watch(config)
+        resumed = checkpoints.latest is not None
+        first = checkpoints.latest if resumed else starts.first_step(origin)
+        if resumed:
+            statistics = checkpoints.meta(first)["statistics"]
+            state = checkpoints.restore(first, prepared.abstract)
+            watch.recall(checkpoints.data(first)["losses"])
+        elif origin:
+            state, statistics = starts.load(origin, config, prepared, say)
+        else:
+            state, statistics = prepared.fresh_state(), None
+        if statistics is None:
+            statistics = data.feature_statistics(config, mixture)
+        constants = data.as_constants(config, statistics, meshes.replicated(mesh))
+        meta = record.checkpoint_meta(config, mixture, statistics, starts.ancestry(origin))
+        account.resume(first)
+
+        def open_folder() -> None:
+            telemetry.begin(first, resumed, run["id"])
+            record.write_record(workdir, config, first)
+            account.write(first)
+
+        processes.agree("folder", open_folder, patience)
+        say(
+            f"{parameter_count(state.params):,} parameters; {mixture.epoch_hours:.2f} hours of "
+            f"audio in {mixture.slots:,} slots; {mesh.size} device(s) of {processes.count()} "
+            f"process(es); step {first} of {steps}"
+        )
+        if extend_to is not None and run["extended"]:
+            say(extension(config.optimizer, run["extended"][-1]["from"], steps, first))
         if validation is None:
-            telemetry.say(
+            say(
                 "the shards have no validation split, so no validation loss is measured; "
                 "--validation SHARDS names others"
             )
-        inference = Inference(config)
-        samples = Samples(config, inference, validation, workdir, telemetry) if is_writer else None
-
+        samples = Samples(config, Inference(config), validation, mesh, workdir, telemetry)
         measure = make_validate(config, recipe, mesh, validation) if validation else None
 
         def validate(step: int) -> None:
             telemetry.row("validation", step, measure(state.params, constants, state.slots))
 
         # ---- loop -----------------------------------------------------------------------------
-        stop = min(steps, start + steps_this_run) if steps_this_run else steps
+        stop = min(steps, first + steps_this_run) if steps_this_run else steps
+        skip = config.data.skip_slots
         loaded = resources.enter_context(
             batches(
                 mixture,
                 batch_size=batch_size,
                 seed=config.seed,
-                start_step=min(start, stop),
+                start_step=min(first, stop),
                 stop_step=stop,
                 rows=meshes.local_rows(batch_size, accumulation, mesh),
+                offset=offset,
+                skip=skip,
                 workers=config.data.workers,
             )
         )
-        interrupted = resources.enter_context(catch_interrupt(telemetry.say))
-        watch = Watch(config)
-        step, pending = start, None
-        if start == 0 and validation is not None:
-            validate(0)
-        if start >= steps:
-            telemetry.say(f"{workdir} is complete: all {steps} steps are done")
+
+        def examples(step: int) -> dict:
+            drawn = range((step - 1) * batch_size + offset, step * batch_size + offset)
+            found = [after_skips(position, skip) for position in drawn]
+            return {
+                "slots": [found[0], found[-1] + 1],
+                "examples": places(mixture, config.seed, found),
+            }
+
+        signals = resources.enter_context(Signals(say))
+        watchdog = Watchdog(config.parallel.watchdog_seconds)
+        resources.callback(watchdog.close)
+        step, pending, over = first, None, None
+        if not resumed and validation is not None:
+            with account.of("evaluation"):
+                validate(first)
+        if first >= steps:
+            say(f"{workdir} is complete: all {steps} steps are done")
+        account.enter("data")
         for batch in loaded:
+            account.enter("compile" if step == first else "step")
+            watchdog.now(None if step == first else f"step {step + 1}")
             if step == profiled.start:
                 jax.profiler.start_trace(str(workdir / "profile"))
             seconds = float(batch["samples"].sum()) / mixture.sample_rate
             placed = meshes.put_batch(batch, batch_size, accumulation, mesh)
-            state, metrics = train_step(state, constants, placed)
+            state, metrics = prepared.step(state, constants, placed)
+            account.enter("step")
             step += 1
             if step == profiled.stop:
                 jax.block_until_ready(state)
                 jax.profiler.stop_trace()
             # The metrics of the step before: the device has this one to work on meanwhile.
             if pending is not None:
-                report(telemetry, watch, *pending)
-            pending = (step, metrics, seconds * jax.process_count())
-            last = step == stop or interrupted()
-            if last:
-                report(telemetry, watch, *pending)
-            position = {"position": step * batch_size, "fingerprint": mixture.fingerprint}
-            checkpoints.save(step, state, position, meta, force=last)
-            if validation is not None and (
-                step % config.telemetry.validate_every == 0 or step == steps
-            ):
-                validate(step)
-            if samples and (step % config.telemetry.samples_every == 0 or step == steps):
-                samples.write(step, state.params, constants["statistics"])
+                report(telemetry, watch, examples, *pending)
+            pending = (step, metrics, seconds * processes.count())
+            orders = {"save": False, "over": None}
+            if step % config.telemetry.log_every == 0:
+                orders = processes.agree(
+                    "orders", lambda: clock_orders(config, checkpoints, account, hold), patience
+                )
+                telemetry.row("accounting", step, account.row())
+                if is_writer:
+                    account.write(step)
+            over = orders["over"]
+            caught = signals.caught(step)
+            last = step == stop or bool(caught) or over is not None
+            saving = last or orders["save"] or checkpoints.due(step)
+            if saving:
+                # What is written of these steps must not be lost with the process.
+                report(telemetry, watch, examples, *pending)
+                pending = None
+            with account.of("evaluation"):
+                watchdog.now(f"what comes after step {step}")
+                if validation is not None and (
+                    step % config.telemetry.validate_every == 0 or step == steps
+                ):
+                    validate(step)
+                if step % config.telemetry.samples_every == 0 or step == steps:
+                    samples.write(step, state.params, constants["statistics"])
+            with account.of("checkpoint"):
+                checkpoints.poll()
+                if saving:
+                    telemetry.flush()
+                    place = {
+                        "position": step * batch_size + offset,
+                        "fingerprint": mixture.fingerprint,
+                        "losses": watch.losses,
+                    }
+                    checkpoints.save(step, state, place, meta)
+                    account.saved(step)
             if last:
                 break
-        if interrupted():
+            account.enter("data")
+            watchdog.now(f"waiting for the data of step {step + 1}")
+        with account.of("checkpoint"):
+            watchdog.now(None)
             checkpoints.close()
-            raise KeyboardInterrupt(
-                f"stopped at step {step}, which is saved; the same command goes on from there"
-            )
+        if is_writer:
+            account.write(step)
+        saved = f"step {step} is saved; the same command goes on from there"
+        if over is not None:
+            raise TrainingStopped(f"{over}; {saved}.")
+        if step < stop and caught == "interrupt":
+            raise KeyboardInterrupt(saved)
+        if step < stop and caught == "preemption":
+            raise Preempted(saved)
     return step
 
 
-def report(telemetry: Telemetry, watch: Watch, step: int, metrics: dict, seconds: float) -> None:
+def report(
+    telemetry: Telemetry, watch: Watch, examples, step: int, metrics: dict, seconds: float
+) -> None:
     """Brings one step's metrics to the host, writes them, and stops a run that is beyond help."""
     host = jax.device_get(metrics)
     telemetry.train(step, host, seconds)
+    event = watch.event(host)
+    if event is not None and telemetry.writer:
+        telemetry.event(step, {**event, "loss": host["loss"], **examples(step)})
     watch.look(step, host)
+
+
+def clock_orders(config, checkpoints: Checkpoints, account: Account, hold) -> dict:
+    """What the clock of process 0 wants: "save", and "over", why the run must end, or None."""
+    used, budget = account.totals()["chip_hours"], config.training.chip_hours
+    over = hold.lost
+    if over is None and 0 < budget <= used:
+        over = f"{used:.2f} chip-hours are used, training.chip_hours = {budget}"
+    return {"save": checkpoints.overdue(), "over": over}
+
+
+def extension(options, before: int, steps: int, step: int) -> str:
+    """What a longer run does to the learning rate."""
+    old, new = (float(optimizer.schedule(options, n)(step)) for n in (before, steps))
+    return (
+        f"extended from {before:,} to {steps:,} steps: the {options.schedule} schedule is now "
+        f"stretched over all of them, so that the learning rate at step {step:,} is {new:.3g} "
+        f"instead of {old:.3g}; it is not the run that had {steps:,} steps from its beginning"
+    )
 
 
 def parse_profile(text: str) -> range:

@@ -18,7 +18,7 @@ def make_validate(config, recipe: Recipe, mesh, mixture: Mixture) -> Callable[..
     The metrics are Python numbers; `fingerprint` names the set and `seconds` is the time it took.
     """
     batch_size = config.training.batch_size
-    validate_step = jax.jit(recipe.validate)
+    validate_step = jax.jit(recipe.validate, out_shardings=meshes.replicated(mesh))
     fingerprint = data.validation_fingerprint(config, mixture)
 
     def validate(params, constants, slots) -> dict:

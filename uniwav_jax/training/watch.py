@@ -1,25 +1,46 @@
-"""What stops a run: non-finite gradients in a row, a collapsed codebook, Ctrl-C."""
+"""What ends a run before its last step, and what is noticed on the way."""
 
-import contextlib
+import collections
+import faulthandler
+import os
 import signal
+import sys
+import threading
+import time
 
-from uniwav_jax.errors import UserError
+import numpy as np
+from jax.experimental import multihost_utils
 
+from uniwav_jax.errors import TrainingStopped
+from uniwav_jax.parallel import processes
 
-class TrainingStopped(UserError):
-    """The run can't go on; the message names the step and the cause."""
-
-    status = 3
+HUNG = 4  # exit status
+# Fewer steps say nothing about what is usual.
+LEAST = 20
 
 
 class Watch:
-    """Looks at each step's metrics, in order."""
+    """Looks at each step's metrics, in order.
+
+    All processes see the same numbers and so come to the same conclusions.
+    """
 
     def __init__(self, config):
         self._limit = config.training.non_finite_limit
         self._threshold = config.training.collapse_perplexity
         self._warmup = config.optimizer.warmup * config.training.steps
+        self._score = config.telemetry.spike_score
         self._skipped = 0
+        self._losses = collections.deque(maxlen=config.telemetry.spike_window)
+
+    @property
+    def losses(self) -> np.ndarray:
+        """The latest losses, float64, at least one; what `recall` takes after a restart."""
+        return np.asarray(self._losses or [np.nan], np.float64)
+
+    def recall(self, losses: np.ndarray) -> None:
+        """Goes on from the losses of a run that stopped."""
+        self._losses.extend(loss for loss in np.asarray(losses).tolist() if np.isfinite(loss))
 
     def look(self, step: int, metrics: dict) -> None:
         """Raises TrainingStopped when the run is beyond help; metrics are host numbers."""
@@ -37,20 +58,101 @@ class Watch:
                 "optimizer.learning_rate or raise teacher.decay_start."
             )
 
+    def event(self, metrics: dict) -> dict | None:
+        """What is unusual about a step: {"event": "non-finite"} or {"event": "spike", "score"}."""
+        loss = float(metrics["loss"])
+        if metrics["skipped"] or not np.isfinite(loss):
+            return {"event": "non-finite"}
+        score = robust_score(loss, self._losses) if len(self._losses) >= LEAST else 0.0
+        self._losses.append(loss)
+        return {"event": "spike", "score": score} if score >= self._score else None
 
-@contextlib.contextmanager
-def catch_interrupt(say):
-    """Turns the first Ctrl-C into a flag that the loop reads; a second one stops at once."""
-    caught = []
 
-    def note(*_):
-        if caught:
+def robust_score(value: float, others) -> float:
+    """(value - median) / (1.4826 MAD) of the others: a z-score that outliers do not move."""
+    others = np.asarray(others, np.float64)
+    median = np.median(others)
+    deviation = 1.4826 * np.median(np.abs(others - median))
+    return float((value - median) / max(deviation, 1e-12 * max(abs(median), 1.0)))
+
+
+class Signals:
+    """Ctrl-C and SIGTERM as flags that the loop reads; use as a context manager.
+
+    Of several processes each hears of the others' SIGTERM, and all agree on one step, through
+    JAX's preemption service; Ctrl-C there counts as SIGTERM.
+    """
+
+    def __init__(self, say):
+        self._say = say
+        self._caught = None
+        self._interrupts = 0
+        self._before = {}
+
+    def __enter__(self):
+        handled = {signal.SIGINT: self._interrupt}
+        if processes.count() == 1:
+            handled[signal.SIGTERM] = self._terminate
+        self._before = {number: signal.signal(number, f) for number, f in handled.items()}
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def caught(self, step: int) -> str | None:
+        """ "interrupt", "preemption" or None; to be asked at every step, once."""
+        if processes.count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self._caught = "preemption"
+        return self._caught
+
+    def _interrupt(self, *_):
+        self._interrupts += 1
+        if self._interrupts > 1:
             raise KeyboardInterrupt
-        caught.append(True)
-        say("Ctrl-C: saving after this step; once more stops at once.")
+        self._say("Ctrl-C: saving after this step; once more stops at once.")
+        if processes.count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self._caught = "interrupt"
 
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: bool(caught)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def _terminate(self, *_):
+        self._say("SIGTERM: saving after this step.")
+        self._caught = self._caught or "preemption"
+
+
+class Watchdog:
+    """Ends a run whose steps have stopped coming, with the stacks of all its threads.
+
+    Args:
+      seconds: that one piece of work may take; 0 = any.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._doing, self._since = None, time.monotonic()
+        self._ended = threading.Event()
+        if seconds > 0:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def now(self, doing: str | None) -> None:
+        """What the run begins to do; None: something without a limit."""
+        self._doing, self._since = doing, time.monotonic()
+
+    def close(self) -> None:
+        """Stops watching."""
+        self._ended.set()
+
+    def _watch(self):
+        while not self._ended.wait(min(1.0, self._seconds / 4)):
+            doing, took = self._doing, time.monotonic() - self._since
+            if doing is not None and took > self._seconds:
+                print(
+                    f"error: {doing} has taken {took:.0f} s, more than parallel.watchdog_seconds = "
+                    f"{self._seconds}; the stacks of all threads follow, then the run ends; the "
+                    "same command goes on from its newest checkpoint.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                faulthandler.dump_traceback(all_threads=True)
+                os._exit(HUNG)

@@ -1,0 +1,220 @@
+"""Several processes of one run: joining, agreeing on small things, and noticing who is missing.
+
+What passes between hosts here is short text through JAX's coordination service, never arrays, so
+it works before any device is used and each wait has a time-out that names who did not come.
+"""
+
+import collections
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax._src import distributed  # the service's client has no public name yet
+
+from uniwav_jax.errors import ProcessLost, UserError
+
+AUTO = "auto"
+# A process's own value is at most this long in a message.
+SHOWN = 60
+_rounds = collections.defaultdict(itertools.count)
+
+
+def join(
+    processes: str | None, process: int | None, coordinator: str | None, parallel
+) -> None:
+    """Joins the other processes of this run; nothing to do for a single one.
+
+    Args:
+      processes: how many, as text; "auto" lets JAX find out (TPU pods, Slurm, Kubernetes,
+        Open MPI); None is a single process.
+      process: which one this is, from 0.
+      coordinator: HOST:PORT of process 0.
+      parallel: the config's fields; `start_seconds` and `heartbeat_seconds` are used.
+
+    Raises:
+      UserError: arguments that do not fit together, or one worker of a pod started alone.
+    """
+    if processes is None:
+        _check_alone()
+        return
+    timing = {"heartbeat_timeout_seconds": parallel.heartbeat_seconds}
+    if processes == AUTO:
+        address = {}
+    elif not processes.isdecimal() or int(processes) < 1:
+        raise UserError(f"--processes {processes}: write a number, or 'auto'.")
+    elif process is None or not 0 <= process < int(processes) or not coordinator:
+        raise UserError(
+            f"--processes {processes} also needs --process I (0 ... {int(processes) - 1}) and "
+            "--coordinator HOST:PORT, the same on all of them."
+        )
+    else:
+        address = {
+            "coordinator_address": coordinator,
+            "num_processes": int(processes),
+            "process_id": process,
+        }
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # JAX aborts the program when its own time-out is over, so that ours has to be the shorter one.
+    timing["initialization_timeout"] = parallel.start_seconds + 60
+    with _said_after(
+        parallel.start_seconds,
+        f"process {process if process is not None else '?'} of {processes} waited "
+        f"{parallel.start_seconds} s for the others; start the same command on all of them, with "
+        f"the same --coordinator ({coordinator or 'found by JAX'}).",
+    ):
+        try:
+            jax.distributed.initialize(**address, **timing)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"the processes could not be joined: {error}") from error
+
+
+def leave(status: int) -> None:
+    """Ends this process at once if it is one of several.
+
+    A process that stops alone must not wait for the others, which will not come.
+    """
+    if count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether an exception says that another process of the run has gone."""
+    signs = ("gloo", "connection", "unavailable", "heartbeat", "barrier timed out")
+    text = str(error).lower()
+    runtime = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
+    return count() > 1 and runtime and any(sign in text for sign in signs)
+
+
+def count() -> int:
+    """Processes of this run; 1 also before `join`."""
+    return distributed.global_state.num_processes or 1
+
+
+def index() -> int:
+    """Which process this is."""
+    return distributed.global_state.process_id or 0
+
+
+def gather(name: str, text: str, seconds: float) -> list[str]:
+    """Every process's text, in the order of the processes; also a barrier.
+
+    All processes call it the same number of times for each `name`.
+
+    Raises:
+      ProcessLost: somebody did not come within `seconds`; they are named.
+    """
+    if count() == 1:
+        return [text]
+    client = distributed.global_state.client
+    turn = next(_rounds[name])
+    key = f"uniwav/{name}/{turn}"
+    client.key_value_set(f"{key}/{index()}", text)
+    deadline = time.monotonic() + seconds
+    found, missing = [], []
+    for other in range(count()):
+        left = max(1, round(1000 * (deadline - time.monotonic())))
+        try:
+            found.append(client.blocking_key_value_get(f"{key}/{other}", left))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+            missing.append(other)
+    if missing:
+        raise ProcessLost(
+            f"process {index()} waited {seconds:.0f} s at '{name}' for process "
+            f"{', '.join(map(str, missing))} of {count()}, which did not come; look at its log, "
+            "then start the same command again on all of them."
+        )
+    # Whoever is in this round has read the one before.
+    if turn:
+        client.key_value_delete(f"uniwav/{name}/{turn - 1}/{index()}")
+    return found
+
+
+def agree(name: str, decide: Callable[[], Any], seconds: float) -> Any:
+    """What `decide` gives on process 0, told to all of them; a mistake found there stops all.
+
+    Args:
+      decide: called on process 0 only; its value must be JSON.
+
+    Raises:
+      UserError: raised by `decide`, on every process.
+      ProcessLost: process 0 did not come within `seconds`.
+    """
+    if count() == 1:
+        return decide()
+    outcome = {}
+    if index() == 0:
+        try:
+            outcome = {"value": decide()}
+        except UserError as error:
+            outcome = {"error": str(error), "status": error.status}
+    told = json.loads(gather(name, json.dumps(outcome), seconds)[0])
+    if "error" in told:
+        error = UserError(told["error"])
+        error.status = told["status"]
+        raise error
+    return told["value"]
+
+
+def check_same(facts: dict[str, Any], seconds: float) -> None:
+    """Every process must see the same facts, JSON values by name.
+
+    Raises:
+      UserError: names the odd processes and what differs, first of all from what most see.
+    """
+    everyone = [json.loads(text) for text in gather("start-up", json.dumps(facts), seconds)]
+    for name in facts:
+        values = [json.dumps(seen.get(name), sort_keys=True) for seen in everyone]
+        usual = collections.Counter(values).most_common(1)[0][0]
+        odd = [number for number, value in enumerate(values) if value != usual]
+        if odd:
+            shown = "; ".join(f"{_short(values[number])} on process {number}" for number in odd)
+            raise UserError(
+                f"process {', '.join(map(str, odd))} of {len(values)} has another {name}: {shown}, "
+                f"{_short(usual)} on the others; start all of them with the same command and code."
+            )
+
+
+def _check_alone() -> None:
+    # libtpu waits for the other workers of a pod for ever.
+    workers = [name for name in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
+    if len(workers) > 1 and "cpu" not in os.environ.get("JAX_PLATFORMS", ""):
+        raise UserError(
+            f"this machine is one of {len(workers)} workers of a TPU pod (TPU_WORKER_HOSTNAMES); "
+            "start the same command on all of them with --processes auto."
+        )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+class _said_after:
+    """Ends the program with a sentence unless the block is left within `seconds`.
+
+    From a thread, since the block waits inside of C++ where no exception reaches it.
+    """
+
+    def __init__(self, seconds: float, sentence: str):
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+        self._sentence = sentence
+
+    def __enter__(self):
+        self._timer.start()
+
+    def __exit__(self, *exception):
+        self._timer.cancel()
+
+    def _end(self):
+        print(f"error: {self._sentence}", file=sys.stderr, flush=True)
+        os._exit(UserError.status)

@@ -1,0 +1,76 @@
+"""What a config makes of the devices: mesh, recipe, shapes and the compiled step."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+
+from uniwav_jax import recipes
+from uniwav_jax.parallel import mesh as meshes
+from uniwav_jax.parallel.sharding import shardings
+from uniwav_jax.recipes.interface import Recipe
+from uniwav_jax.training import optimizer
+from uniwav_jax.training.checkpoint import abstract_state
+from uniwav_jax.training.state import TrainState, initial_state
+from uniwav_jax.training.step import make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The train step of one config on one mesh.
+
+    Attributes:
+      mesh: of all devices of all processes.
+      recipe: the model with its updates.
+      rate: step -> learning rate.
+      make_state: () -> the state before step 0.
+      abstract: its shapes, dtypes and shardings.
+      step: jitted (state, constants, batch) -> (state, metrics); gives its state away.
+    """
+
+    mesh: Mesh
+    recipe: Recipe
+    rate: Callable
+    make_state: Callable[[], TrainState]
+    abstract: TrainState
+    step: Callable
+
+    @property
+    def placement(self) -> TrainState:
+        """Shardings of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+    def fresh_state(self) -> TrainState:
+        """The state before step 0, on the devices."""
+        return jax.jit(self.make_state, out_shardings=self.placement)()
+
+
+def build(config) -> Program:
+    """Compiles nothing yet.
+
+    Raises:
+      UserError: a mesh that does not fit the devices, or a batch that does not fit the mesh.
+    """
+    mesh = meshes.make_mesh(config.parallel)
+    meshes.check_batch(config.training.batch_size, config.training.accumulation, mesh)
+    recipe = recipes.build(config)
+    transform = optimizer.build(config.optimizer)
+    rate = optimizer.schedule(config.optimizer, config.training.steps)
+    make_state = functools.partial(initial_state, recipe, transform, config.seed)
+    abstract = abstract_state(make_state, lambda tree: shardings(tree, mesh))
+    placement = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    step = jax.jit(
+        make_step(recipe, transform, rate),
+        donate_argnums=0,
+        out_shardings=(placement, meshes.replicated(mesh)),
+    )
+    return Program(mesh, recipe, rate, make_state, abstract, step)
+
+
+def use_compile_cache(folder: str) -> None:
+    """Keeps compiled programs in `folder` unless the environment names another place; "" = none."""
+    if folder and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))

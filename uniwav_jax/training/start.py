@@ -1,0 +1,256 @@
+"""What a run begins with when it is not nothing: another run's checkpoint.
+
+`--init-from` takes parameters, slots (teacher, codebooks) and feature statistics; optimiser,
+schedule and data order start anew. `--branch-from` takes the whole state and goes on from its step
+under a new config.
+"""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+
+from data_pipelines.order import after_skips
+from uniwav_jax import recipes
+from uniwav_jax.errors import UserError
+from uniwav_jax.parallel.sharding import path_name, shardings
+from uniwav_jax.training import optimizer
+from uniwav_jax.training.checkpoint import Checkpoints, abstract_state
+from uniwav_jax.training.program import Program
+from uniwav_jax.training.record import read_run
+from uniwav_jax.training.state import TrainState, initial_state
+
+INIT, BRANCH = "init-from", "branch-from"
+STATISTICS = "statistics"
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What was asked for.
+
+    Attributes:
+      kind: INIT or BRANCH.
+      source: "RUN" or "RUN@STEP"; without a step, its newest checkpoint.
+      reset: what starts anew though the source has it: "statistics", or a name of the recipe's
+        `resettable` slots.
+      parameters: a regular expression; only parameters whose path it matches are taken.
+    """
+
+    kind: str
+    source: str
+    reset: tuple[str, ...] = ()
+    parameters: str = ""
+
+    @property
+    def what(self) -> str:
+        """The arguments, as they would be typed."""
+        text = f"--{self.kind} {self.source}"
+        text += f" --init-reset {','.join(self.reset)}" if self.reset else ""
+        return text + (f" --init-parameters '{self.parameters}'" if self.parameters else "")
+
+
+def check(start: Start | None, config) -> None:
+    """Raises UserError for a request that no run can fulfil."""
+    merge_skips((), config.data.skip_slots)
+    if start is None:
+        return
+    names = (*recipes.build(config).resettable, STATISTICS)
+    unknown = sorted(set(start.reset) - set(names))
+    if unknown:
+        raise UserError(f"--init-reset {', '.join(unknown)}: choose from {', '.join(names)}.")
+    try:
+        re.compile(start.parameters)
+    except re.error as error:
+        raise UserError(
+            f"--init-parameters {start.parameters!r} is no regular expression: {error}."
+        ) from error
+
+
+def origin_of(start: Start) -> dict:
+    """What run.json keeps of the source, so that a restart finds the same checkpoint again.
+
+    Returns:
+      what, kind, run (absolute path), run_id, step, position (slots drawn from the order), reset,
+      parameters, skip_slots (of the source), ancestors (newest first).
+
+    Raises:
+      UserError: no such run or checkpoint, or a damaged one.
+    """
+    name, at, step = start.source.rpartition("@")
+    if not (at and step.isdecimal()):
+        name, step = start.source, ""
+    path = pathlib.Path(name).resolve()
+    run = read_run(path)
+    with Checkpoints(path / "checkpoints", run["config"]) as checkpoints:
+        if checkpoints.latest is None:
+            raise UserError(f"--{start.kind} {start.source}: that run has no checkpoint yet.")
+        chosen = int(step) if step else checkpoints.latest
+        ancestors = checkpoints.meta(chosen)["ancestry"]
+        position = checkpoints.data(chosen)["position"]
+    return {
+        "what": start.what,
+        "kind": start.kind,
+        "run": str(path),
+        "run_id": run["id"],
+        "step": chosen,
+        "position": position,
+        "reset": list(start.reset),
+        "parameters": start.parameters,
+        "skip_slots": [list(pair) for pair in run["config"].data.skip_slots],
+        "ancestors": list(ancestors),
+    }
+
+
+def ancestry(origin: dict | None) -> list[dict]:
+    """The origins of a run, newest first, for a checkpoint's meta."""
+    if origin is None:
+        return []
+    own = {name: value for name, value in origin.items() if name != "ancestors"}
+    return [own, *origin["ancestors"]]
+
+
+def first_step(origin: dict | None) -> int:
+    """The step at which the run itself begins."""
+    return origin["step"] if origin and origin["kind"] == BRANCH else 0
+
+
+def position_offset(origin: dict | None, batch_size: int) -> int:
+    """What is added to step * batch_size to get the place in the order of examples."""
+    start = first_step(origin)
+    return origin["position"] - start * batch_size if start else 0
+
+
+def load(origin: dict, config, prepared: Program, say):
+    """The state with which the run begins.
+
+    Args:
+      origin: from `origin_of`.
+      config: of the new run.
+      prepared: the new run's shapes and mesh.
+      say: takes sentences for the user: what was not taken.
+
+    Returns:
+      (state, feature statistics of the source or None if they are reset).
+
+    Raises:
+      UserError: the source is gone, is damaged, or does not fit.
+    """
+    path = pathlib.Path(origin["run"])
+    run = read_run(path)
+    source_config = run["config"]
+    if run["id"] != origin["run_id"]:
+        raise UserError(f"{path} is no longer the run that this one starts from; move it back.")
+    source_abstract = _abstract_of(source_config, prepared.mesh)
+    if origin["kind"] == BRANCH:
+        _check_shapes(source_abstract, prepared.abstract, path)
+    with Checkpoints(path / "checkpoints", source_config) as checkpoints:
+        statistics = checkpoints.meta(origin["step"])["statistics"]
+        source = checkpoints.restore(origin["step"], source_abstract)
+    if STATISTICS in origin["reset"]:
+        statistics = None
+    elif len(statistics["mean"]) != config.features.channels:
+        say("the feature statistics are measured anew: the source has other features")
+        statistics = None
+    if origin["kind"] == BRANCH:
+        return source, statistics
+    return _adopt(origin, prepared, source, say), statistics
+
+
+def _adopt(origin: dict, prepared: Program, source: TrainState, say) -> TrainState:
+    fresh, placement = prepared.fresh_state(), prepared.placement
+    offered = _by_path(source.params)
+    wanted, refused = re.compile(origin["parameters"]), []
+
+    def choose(path, leaf):
+        # The group's name stands in front of the path that users see.
+        name = path_name(path)
+        found = offered.get(name)
+        fits = found is not None and found.shape == leaf.shape
+        if fits and wanted.search(name.partition("/")[2]):
+            return jax.device_put(found.astype(leaf.dtype), leaf.sharding)
+        refused.append(name)
+        return leaf
+
+    params = jax.tree_util.tree_map_with_path(choose, fresh.params)
+    unused = sorted(offered.keys() - _by_path(fresh.params).keys())
+    if len(refused) == len(_by_path(fresh.params)):
+        raise UserError(f"{origin['what']}: no parameter of that run fits this one.")
+    for names, why in ((refused, "begin anew"), (unused, "of the source are not used")):
+        if names:
+            say(f"{len(names)} parameters {why}: {', '.join(names)}")
+    slots, reasons = prepared.recipe.adopt(
+        params,
+        fresh.slots,
+        source.slots,
+        refused=tuple(refused),
+        reset=tuple(origin["reset"]),
+    )
+    for reason in reasons:
+        say(reason)
+    # Copies, because the step gives the buffers of its arguments away.
+    copied = jax.jit(
+        lambda tree: jax.tree.map(jnp.copy, tree),
+        out_shardings=(placement.params, placement.slots),
+    )((params, slots))
+    return dataclasses.replace(fresh, params=copied[0], slots=copied[1])
+
+
+def _abstract_of(config, mesh) -> TrainState:
+    recipe, transform = recipes.build(config), optimizer.build(config.optimizer)
+    make = functools.partial(initial_state, recipe, transform, config.seed)
+    return abstract_state(make, lambda tree: shardings(tree, mesh))
+
+
+def _by_path(tree) -> dict:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _check_shapes(source: TrainState, wanted: TrainState, path) -> None:
+    old, new = ({k: v.shape for k, v in _by_path(tree).items()} for tree in (source, wanted))
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            raise UserError(
+                f"--{BRANCH} {path} takes the whole state, but {name} has shape "
+                f"{old.get(name, 'none')} there and {new.get(name, 'none')} here; "
+                f"--{INIT} takes what fits."
+            )
+
+
+def inherit_skips(config, origin: dict | None) -> None:
+    """Adds to `config` the slots that a branch's source left out.
+
+    Raises:
+      UserError: the branch itself leaves out slots that its source has drawn already.
+    """
+    if not origin or origin["kind"] != BRANCH:
+        return
+    before = [tuple(pair) for pair in origin["skip_slots"]]
+    drawn = after_skips(origin["position"], before)
+    for first, end in config.data.skip_slots:
+        if (first, end) not in before and first < drawn:
+            raise UserError(
+                f"--skip-slots {first}:{end} begins before slot {drawn}, where the branch begins; "
+                f"branch from an earlier checkpoint of {origin['run']}."
+            )
+    with config.unlocked():
+        config.data.skip_slots = merge_skips(before, config.data.skip_slots)
+
+
+def merge_skips(old, new) -> tuple[tuple[int, int], ...]:
+    """Both lists of (first, end) ranges, ascending.
+
+    Raises:
+      UserError: what is no range, an empty range, or ranges that overlap.
+    """
+    both = [*old, *new]
+    if not all(isinstance(p, (tuple, list)) and len(p) == 2 and 0 <= p[0] < p[1] for p in both):
+        raise UserError(f"data.skip_slots = {both}: write ranges ((A, B), ...) with A < B.")
+    merged = sorted({tuple(pair) for pair in both})
+    for (_, end), (first, _) in itertools.pairwise(merged):
+        if first < end:
+            raise UserError(f"data.skip_slots = {merged}: ranges overlap at {first}; join them.")
+    return tuple(merged)
