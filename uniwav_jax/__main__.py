@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": "config differences, curves and evaluations of several runs",
     "extract": "hidden states, condition and codewords of audio files",
     "resynthesize": "an audio file through encoder and decoder, every frame generated",
+    "replay": "one step of a run again: gradients, first non-finite tensor, worst examples",
     "infill": "generate a gap of an audio file from what surrounds it",
 }
 

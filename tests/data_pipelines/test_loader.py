@@ -1,5 +1,6 @@
 """The loader against a plain reading of its rules, over tiny shards of noise."""
 
+import hashlib
 import itertools
 import time
 
@@ -10,7 +11,7 @@ from data_pipelines import order
 from data_pipelines.corpora import folder
 from data_pipelines.errors import UserError
 from data_pipelines.index import read_index
-from data_pipelines.loader import batches, padded_fraction, read_crop
+from data_pipelines.loader import batches, padded_fraction, places, read_crop
 from data_pipelines.mixture import parse_spec
 from data_pipelines.reader import RecordReader
 from data_pipelines.rows import build_rows
@@ -134,6 +135,47 @@ def test_a_start_at_any_step_continues_the_run(both):
     far = take(mixture, 1, start_step=10**10)
     assert time.perf_counter() - started < 2
     assert far[0]["epoch"].min() > 10**8
+
+
+def test_another_batch_size_goes_on_at_the_same_place(both):
+    """24 examples are drawn after 8 steps, whatever the batches were before and are then."""
+    mixture = opened(both)
+    rows = take(mixture, 60, batch_size=1)
+    for batch_size, step in [(8, 8), (16, 8), (5, 8)]:
+        offset = 24 - step * batch_size
+        got = take(mixture, 2, batch_size=batch_size, start_step=step, offset=offset)
+        for name in ("waveform", "id", "slot", "epoch", "corpus"):
+            expected = np.concatenate([row[name] for row in rows[24 : 24 + 2 * batch_size]])
+            np.testing.assert_array_equal(np.concatenate([b[name] for b in got]), expected)
+
+
+def test_skipped_places_are_never_drawn(both):
+    mixture, skip = opened(both), ((10, 13), (20, 29))
+    rows = take(mixture, 44, batch_size=1)
+    kept = [row for p, row in enumerate(rows) if not (10 <= p < 13 or 20 <= p < 29)]
+    got = take(mixture, 4, skip=skip)
+    for name in rows[0]:
+        expected = np.concatenate([row[name] for row in kept])
+        np.testing.assert_array_equal(np.concatenate([b[name] for b in got]), expected)
+    assert_same(take(mixture, 2, skip=skip, start_step=2, workers=1), got[2:])
+
+
+def test_places_names_the_records_that_batches_reads(both):
+    """A row's id is that of its one record, or the hash of the hashes of several."""
+    mixture = opened(both)
+    drawn = take(mixture, 10**6, batch_size=1, stop_step=200)
+    found = places(mixture, 3, range(200))
+    joined = 0
+    for position, (place, row) in enumerate(zip(found, drawn, strict=True)):
+        hashes = [hashlib.sha256(name.encode()).digest()[:8] for name in place["records"]]
+        joined += len(hashes) > 1
+        row_id = hashes[0] if len(hashes) == 1 else hashlib.sha256(b"".join(hashes)).digest()[:8]
+        assert row["id"][0].astype(">u4").tobytes() == row_id
+        assert place["position"] == position and 0 <= place["slot"] < place["slots"]
+        assert (place["slot"], place["epoch"]) == (row["slot"][0], row["epoch"][0])
+        assert order.corpus_code(place["corpus"]) == row["corpus"][0]
+        assert all(name.startswith(f"{place['corpus']}/") for name in place["records"])
+    assert 0 < joined < 200
 
 
 def test_seed_and_step_decide_and_nothing_else(both):

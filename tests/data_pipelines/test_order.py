@@ -140,3 +140,14 @@ def test_a_far_position_needs_no_replay():
     near = mixed[10**15][1] + mixed[10**15 + 1][1]
     assert near > 10**14
     assert 0 <= int(order.permutation(1, 2, 10**9, 10**9)[10**9 - 1]) < 10**9
+
+
+@pytest.mark.parametrize(
+    "skips",
+    [(), ((0, 3),), ((5, 6),), ((2, 4), (4, 7)), ((0, 1), (3, 30), (31, 32), (90, 95))],
+)
+def test_what_is_left_out_is_left_out_and_nothing_else(skips):
+    """Against a list from which the ranges are deleted, also where they touch."""
+    left_out = {position for first, end in skips for position in range(first, end)}
+    expected = [position for position in range(200) if position not in left_out]
+    assert [order.after_skips(p, skips) for p in range(len(expected))] == expected

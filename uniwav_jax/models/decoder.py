@@ -91,8 +91,14 @@ class Decoder(nnx.Module):
         self.output = compute.linear(width, channels, rngs, kernel_init=zeros)
 
     def __call__(
-        self, x: jax.Array, condition: jax.Array, t: jax.Array, valid: jax.Array
-    ) -> jax.Array:
+        self,
+        x: jax.Array,
+        condition: jax.Array,
+        t: jax.Array,
+        valid: jax.Array,
+        *,
+        with_streams: bool = False,
+    ):
         """v_theta(x_t, z, t).
 
         Args:
@@ -102,7 +108,9 @@ class Decoder(nnx.Module):
           valid: bool [batch, frames].
 
         Returns:
-          [batch, frames, channels] in the compute dtype.
+          [batch, frames, channels] in the compute dtype; with `with_streams` a pair of that and the
+          residual streams before each layer of the first half and after each of the second
+          [depth, batch, frames, width].
         """
         dtype = self.compute.dtype
         joined = jnp.concatenate([x.astype(dtype), condition.astype(dtype)], axis=-1)
@@ -116,11 +124,13 @@ class Decoder(nnx.Module):
 
         def up(layer, h, skipped):
             h = layer.skip(jnp.concatenate([h, skipped], axis=-1))
-            return layer(h, valid, modulation), None
+            h = layer(h, valid, modulation)
+            return h, h if with_streams else None
 
         h, inputs = scan(self.first_half, h, down, self.compute)
-        h, _ = scan(self.second_half, h, up, self.compute, inputs[::-1])
+        h, outputs = scan(self.second_half, h, up, self.compute, inputs[::-1])
         shift, scale = (
             e[:, None, :] + self.output_table[i].astype(dtype) for i in range(2)
         )
-        return self.output(layer_norm(h) * (1 + scale) + shift)
+        field = self.output(layer_norm(h) * (1 + scale) + shift)
+        return (field, jnp.concatenate([inputs, outputs])) if with_streams else field

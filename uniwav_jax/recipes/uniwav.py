@@ -283,8 +283,12 @@ class System:
                 model, examples, z, self.config.decoder.condition_dropout
             )
             x_t = flow_matching.path(x0, examples.x, t, self.config.decoder.sigma_min)
-            v = model.decoder(x_t, given, t, examples.valid)
-            found += [("condition", z), ("decoder/vector field", v)]
+            v, streams = model.decoder(x_t, given, t, examples.valid, with_streams=True)
+            half = len(streams) // 2
+            found += [("condition", z)]
+            found += [(f"decoder/before layer {k + 1}", y) for k, y in enumerate(streams[:half])]
+            found += [(f"decoder/layer {half + k + 1}", y) for k, y in enumerate(streams[half:])]
+            found += [("decoder/vector field", v)]
         return found
 
     def _construct(self, key: jax.Array) -> UniWav:
