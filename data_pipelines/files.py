@@ -33,6 +33,14 @@ def file_digest(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_digest(content: dict) -> str:
+    """SHA-256, in hex, of everything in a JSON object but its field ``digest``."""
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    # As it will be read: JSON has no tuples and no keys but strings.
+    rest = json.loads(json.dumps(rest))
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def full_disk_error(path: str | os.PathLike) -> UserError:
     """The sentence for a write that found no room."""
     return UserError(

@@ -67,9 +67,7 @@ def apply_override(config: ml_collections.ConfigDict, override: str) -> None:
     fields = flatten(config)
     if name not in fields:
         nearest = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
-        raise UserError(
-            f"--config.{name}: there is no such field; the nearest is '{nearest[0]}'."
-        )
+        raise UserError(f"--config.{name}: there is no such field; the nearest is '{nearest[0]}'.")
     value = parse_value(name, text, fields[name])
     *parents, last = name.split(".")
     node = config
@@ -142,7 +140,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     def tuples(node):
         if isinstance(node, dict):
             return {key: tuples(value) for key, value in node.items()}
-        return tuple(node) if isinstance(node, list) else node
+        return tuple(map(tuples, node)) if isinstance(node, list) else node
 
     return ml_collections.ConfigDict(tuples(json.loads(text))).lock()
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from data_pipelines.files import content_digest, write_json
 from tests import runs
 from uniwav_jax import config as configs
 from uniwav_jax.__main__ import main
@@ -23,7 +24,7 @@ def make_run(folder, *, losses, fingerprint="v" * 64, data="d" * 64, accuracy=No
     folder.mkdir(parents=True)
     config = configs.load_config(str(runs.ROOT / "configs" / "tiny.py"), list(overrides))
     run = {"format": 1, "config": config.to_dict(), "data_fingerprint": "t" * 64}
-    (folder / "run.json").write_text(json.dumps(run))
+    write_json(folder / "run.json", run | {"digest": content_digest(run)})
     rows = [{"step": 1, "kind": "train", "loss": 3.0}]
     for step, loss in losses.items():
         row = {"step": step, "kind": "validation", "decoder_loss": loss, "fingerprint": fingerprint}

@@ -3,10 +3,8 @@
 import functools
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -165,30 +163,6 @@ def test_a_collapsed_codebook_stops_the_run(small_shards, tmp_path):
         optimizer__warmup=0.4,
     )
     assert "step 3: a codebook collapsed to perplexity" in result.stderr
-
-
-def test_ctrl_c_saves_and_the_same_command_goes_on(small_shards, tmp_path):
-    folder = tmp_path / "run"
-    arguments = [sys.executable, "-m", "uniwav_jax", "train", "--config", "configs/tiny.py"]
-    arguments += ["--data", str(small_shards), "--workdir", str(folder)]
-    arguments += runs.fields(training__steps=100_000, checkpoint__every=100_000)
-    process = subprocess.Popen(
-        arguments,
-        cwd=runs.ROOT,
-        env=runs.environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while len(read_rows(folder / "metrics.jsonl")) < 4:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Traceback" not in errors
-    assert "the same command goes on from there" in errors
-    (step,) = pretrained.steps(folder)
-    assert read_rows(folder / "metrics.jsonl")[-1]["step"] == step
 
 
 def test_a_full_disk_is_one_sentence_and_the_checkpoints_before_it_are_whole(

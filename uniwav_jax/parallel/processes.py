@@ -5,6 +5,7 @@ it works before any device is used and each wait has a time-out that names who d
 """
 
 import collections
+import contextlib
 import itertools
 import json
 import os
@@ -22,6 +23,9 @@ from uniwav_jax.errors import ProcessLost, UserError
 AUTO = "auto"
 # A process's own value is at most this long in a message.
 SHOWN = 60
+LEAVE_SECONDS = 5.0
+# Who has come in time must not be called missing because another one used up the time.
+LEAST_MILLISECONDS = 500
 _rounds = collections.defaultdict(itertools.count)
 
 
@@ -43,7 +47,6 @@ def join(
     if processes is None:
         _check_alone()
         return
-    timing = {"heartbeat_timeout_seconds": parallel.heartbeat_seconds}
     if processes == AUTO:
         address = {}
     elif not processes.isdecimal() or int(processes) < 1:
@@ -60,8 +63,11 @@ def join(
             "process_id": process,
         }
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # JAX aborts the program when its own time-out is over, so that ours has to be the shorter one.
-    timing["initialization_timeout"] = parallel.start_seconds + 60
+    timing = {
+        "heartbeat_timeout_seconds": parallel.heartbeat_seconds,
+        # JAX aborts the program when this is over, so that our own time-out has to be shorter.
+        "initialization_timeout": parallel.start_seconds + 60,
+    }
     with _said_after(
         parallel.start_seconds,
         f"process {process if process is not None else '?'} of {processes} waited "
@@ -77,12 +83,21 @@ def join(
 def leave(status: int) -> None:
     """Ends this process at once if it is one of several.
 
-    A process that stops alone must not wait for the others, which will not come.
+    A process that stops alone must not wait for the others, which may not come. Process 0, from
+    which they hear, goes last: it gives them a moment to read why.
     """
-    if count() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    if count() == 1:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    client = distributed.global_state.client
+    deadline = time.monotonic() + LEAVE_SECONDS
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the others are gone already
+        client.key_value_set(f"uniwav/left/{index()}", "")
+        for other in range(1, count() if index() == 0 else 0):
+            left = round(1000 * (deadline - time.monotonic()))
+            client.blocking_key_value_get(f"uniwav/left/{other}", max(1, left))
+    os._exit(status)
 
 
 def is_loss(error: Exception) -> bool:
@@ -120,7 +135,7 @@ def gather(name: str, text: str, seconds: float) -> list[str]:
     deadline = time.monotonic() + seconds
     found, missing = [], []
     for other in range(count()):
-        left = max(1, round(1000 * (deadline - time.monotonic())))
+        left = max(LEAST_MILLISECONDS, round(1000 * (deadline - time.monotonic())))
         try:
             found.append(client.blocking_key_value_get(f"{key}/{other}", left))
         except jax.errors.JaxRuntimeError as error:

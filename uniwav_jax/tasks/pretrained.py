@@ -103,7 +103,7 @@ def load(workdir, step: int | None = None) -> Pretrained:
     with config.unlocked():
         config.parallel.update(data=-1, fsdp=1, tensor=1)
     with Checkpoints(workdir / "checkpoints", config) as checkpoints:
-        if checkpoints.latest is None:
+        if step is None and checkpoints.latest is None:
             raise UserError(f"{workdir} has no checkpoint yet; train it first.")
         step = checkpoints.latest if step is None else step
         statistics = checkpoints.meta(step)["statistics"]

@@ -10,7 +10,7 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator
 
-from data_pipelines.files import read_json, write_json
+from data_pipelines.files import content_digest, read_json, write_json
 from uniwav_jax.errors import UserError
 
 FORMAT = 1
@@ -42,6 +42,8 @@ def read_attempts(path: pathlib.Path, say: Callable[[str], object]) -> list[Atte
         report = read_json(path)
         if report["format"] != FORMAT:
             raise ValueError(f"format {report['format']} instead of {FORMAT}")
+        if report["digest"] != content_digest(report):
+            raise ValueError("its content does not fit its digest")
         return [Attempt.from_json(value) for value in report["attempts"]]
     except (UserError, KeyError, TypeError, ValueError, AttributeError):
         aside = path.with_name(path.name + ".damaged")
@@ -191,7 +193,8 @@ class Account:
         summary = self.totals()
         self._attempt.step, self._attempt.written = step, self._now()
         attempts = [dataclasses.asdict(attempt) for attempt in self._attempts()]
-        write_json(self._path, {"format": FORMAT, "attempts": attempts, "totals": summary})
+        report = {"format": FORMAT, "attempts": attempts, "totals": summary}
+        write_json(self._path, report | {"digest": content_digest(report)})
 
     def totals(self) -> dict:
         """See `totals`: over all attempts until this moment."""

@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import sys
 import threading
 import time
@@ -44,6 +45,11 @@ def show_unraisable(unraisable) -> None:
 sys.unraisablehook = show_unraisable
 
 
+def warn(sentence: str) -> None:
+    """A sentence on stderr, so that it does not mix with a command's results."""
+    print(sentence, file=sys.stderr)
+
+
 class Checkpoints:
     """The checkpoints of one run, in one folder. Use as a context manager.
 
@@ -58,7 +64,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, directory, config, *, writer: bool = False, say=print, clock=time.monotonic
+        self, directory, config, *, writer: bool = False, say=warn, clock=time.monotonic
     ):
         self.directory = pathlib.Path(directory).resolve()
         self._seconds = config.parallel.barrier_seconds
@@ -180,6 +186,9 @@ class Checkpoints:
         """Finds the checkpoints that can't be used; only the newest are looked at.
 
         Every process reads its share of the files and all come to the same conclusion.
+
+        Raises:
+          UserError: to a writer, when none is left: it would begin the run anew.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         names = (path.name for path in self.directory.iterdir() if path.is_dir())
@@ -187,12 +196,20 @@ class Checkpoints:
             found = self._problems(step)
             if not found:
                 self._whole.add(step)
-                return
+                break
             self._damaged[step] = found
             say(f"checkpoint {step} of {self.directory.parent} is not used: {_some(found)}.")
-            if writer:
-                aside = functools.partial(self._set_aside, step)
-                processes.agree(f"aside-{step}", aside, self._seconds)
+        if not writer:
+            return
+        damaged = [step for step, found in self._damaged.items() if found != [checksums.UNFINISHED]]
+        if damaged and not self._whole:
+            raise UserError(
+                f"no checkpoint of {self.directory.parent} can be used; restore one from a copy, "
+                f"or move {self.directory} away to begin anew."
+            )
+        for step in self._damaged:
+            away = functools.partial(self._put_away, step, step in damaged)
+            processes.agree(f"away-{step}", away, self._seconds)
 
     def _problems(self, step: int) -> list[str]:
         folder = self.directory / str(step)
@@ -200,8 +217,11 @@ class Checkpoints:
         everyone = processes.gather(f"verify-{step}", json.dumps(mine), self._seconds)
         return [problem for part in everyone for problem in json.loads(part)]
 
-    def _set_aside(self, step: int) -> None:
+    def _put_away(self, step: int, keep: bool) -> None:
         # Out of the way of the save that will come to this step again.
+        if not keep:
+            shutil.rmtree(self.directory / str(step))
+            return
         aside = self.directory.parent / "damaged"
         aside.mkdir(exist_ok=True)
         number = 1 + sum(path.name.startswith(f"{step}-") for path in aside.iterdir())

@@ -11,6 +11,8 @@ from data_pipelines.files import file_digest, read_json, write_json
 
 NAME = "checksums.json"
 FORMAT = 1
+UNFINISHED = f"{NAME} is missing, so its save did not end"
+DIGEST = "sha256"
 # Folders and files that a process other than 0 writes carry its number.
 _PROCESS = re.compile(r"process_(\d+)(/|$)")
 
@@ -29,7 +31,7 @@ def digests(folder: pathlib.Path, process: int) -> dict[str, list]:
 def write(folder: pathlib.Path, parts: list[dict[str, list]]) -> None:
     """Writes checksums.json from what `digests` gave on every process."""
     merged = {name: value for part in parts for name, value in part.items()}
-    write_json(folder / NAME, {"format": FORMAT, "digest": "sha256", "files": merged})
+    write_json(folder / NAME, {"format": FORMAT, "digest": DIGEST, "files": merged})
 
 
 def problems(folder: pathlib.Path, share: int = 0, shares: int = 1) -> list[str]:
@@ -45,19 +47,24 @@ def problems(folder: pathlib.Path, share: int = 0, shares: int = 1) -> list[str]
         expected = {name: (size, digest) for name, (size, digest) in content["files"].items()}
         if content["format"] != FORMAT:
             return [f"{NAME} has format {content['format']}"]
+        if content["digest"] != DIGEST:
+            return [f"{NAME} has digests of the kind {content['digest']}"]
     except FileNotFoundError:
-        return [f"{NAME} is missing, so its save did not end"]
+        return [UNFINISHED]
     except (UserError, OSError, KeyError, TypeError, ValueError, AttributeError):
         return [f"{NAME} is damaged"]
     present = set(files(folder))
     found = [f"{name} is missing" for name in sorted(expected.keys() - present)]
     for name in sorted(expected.keys() & present)[share::shares]:
         size, digest = expected[name]
-        path = folder / name
-        if path.stat().st_size != size:
-            found.append(f"{name} has {path.stat().st_size} bytes instead of {size}")
-        elif file_digest(path) != digest:
-            found.append(f"{name} has another digest")
+        try:
+            have = (folder / name).stat().st_size
+            if have != size:
+                found.append(f"{name} has {have} bytes instead of {size}")
+            elif file_digest(folder / name) != digest:
+                found.append(f"{name} has another digest")
+        except OSError as error:  # a bad sector, say
+            found.append(f"{name} can't be read ({error.strerror})")
     return found
 
 
@@ -65,4 +72,3 @@ def files(folder: pathlib.Path) -> list[str]:
     """Paths of all files inside a checkpoint but its checksums.json, sorted."""
     paths = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return sorted(name for name in paths if name != NAME)
-

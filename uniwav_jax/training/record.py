@@ -14,7 +14,7 @@ import uuid
 
 import jax
 
-from data_pipelines.files import atomic_write, write_json
+from data_pipelines.files import atomic_write, content_digest, write_json
 from uniwav_jax import config as configs
 from uniwav_jax.errors import UserError
 
@@ -72,7 +72,7 @@ def claim_workdir(
         raise UserError(f"--extend-to {extend_to}: {workdir} holds no run to extend.")
     workdir.mkdir(parents=True, exist_ok=True)
     run |= {"format": FORMAT, "config": config.to_dict(), "data_fingerprint": fingerprint}
-    run["digest"] = _digest(run)
+    run["digest"] = content_digest(run)
     write_json(path, run)
     return run
 
@@ -102,17 +102,12 @@ def read_run(workdir) -> dict:
         raise UserError(f"{path} is damaged ({error}); restore it from a copy.") from error
     if found != FORMAT:
         raise UserError(f"{path} has format {found}; this version reads {FORMAT}.")
-    if digest != _digest(run):
+    if digest != content_digest(run):
         raise UserError(
             f"{path} is damaged: its content does not fit its digest; restore it from a copy."
         )
     run["config"] = configs.from_json(json.dumps(run["config"]))
     return run
-
-
-def _digest(run: dict) -> str:
-    content = {name: value for name, value in run.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_record(workdir: pathlib.Path, config, start: int) -> None:

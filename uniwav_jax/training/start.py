@@ -70,24 +70,34 @@ def check(start: Start | None, config) -> None:
         ) from error
 
 
-def origin_of(start: Start) -> dict:
+def origin_of(start: Start, prepared: Program, say) -> dict:
     """What run.json keeps of the source, so that a restart finds the same checkpoint again.
+
+    Args:
+      start: what was asked for.
+      prepared: the new run's shapes and mesh.
+      say: takes sentences for the user.
 
     Returns:
       what, kind, run (absolute path), run_id, step, position (slots drawn from the order), reset,
       parameters, skip_slots (of the source), ancestors (newest first).
 
     Raises:
-      UserError: no such run or checkpoint, or a damaged one.
+      UserError: no such run or checkpoint, a damaged one, or one that does not fit.
     """
     name, at, step = start.source.rpartition("@")
     if not (at and step.isdecimal()):
         name, step = start.source, ""
     path = pathlib.Path(name).resolve()
     run = read_run(path)
-    with Checkpoints(path / "checkpoints", run["config"]) as checkpoints:
-        if checkpoints.latest is None:
-            raise UserError(f"--{start.kind} {start.source}: that run has no checkpoint yet.")
+    source = _abstract_of(run["config"], prepared.mesh)
+    if start.kind == BRANCH:
+        _check_shapes(source, prepared.abstract, path)
+    elif not _taken(start.parameters, source.params, prepared.abstract.params):
+        raise UserError(f"{start.what}: no parameter of that run fits this one.")
+    with Checkpoints(path / "checkpoints", run["config"], say=say) as checkpoints:
+        if not step and checkpoints.latest is None:
+            raise UserError(f"--{start.kind} {start.source}: that run has no whole checkpoint.")
         chosen = int(step) if step else checkpoints.latest
         ancestors = checkpoints.meta(chosen)["ancestry"]
         position = checkpoints.data(chosen)["position"]
@@ -137,19 +147,16 @@ def load(origin: dict, config, prepared: Program, say):
       (state, feature statistics of the source or None if they are reset).
 
     Raises:
-      UserError: the source is gone, is damaged, or does not fit.
+      UserError: the source is gone or damaged.
     """
     path = pathlib.Path(origin["run"])
     run = read_run(path)
-    source_config = run["config"]
     if run["id"] != origin["run_id"]:
         raise UserError(f"{path} is no longer the run that this one starts from; move it back.")
-    source_abstract = _abstract_of(source_config, prepared.mesh)
-    if origin["kind"] == BRANCH:
-        _check_shapes(source_abstract, prepared.abstract, path)
-    with Checkpoints(path / "checkpoints", source_config) as checkpoints:
+    # `origin_of` has said what there is to say of the other checkpoints.
+    with Checkpoints(path / "checkpoints", run["config"], say=lambda _: None) as checkpoints:
         statistics = checkpoints.meta(origin["step"])["statistics"]
-        source = checkpoints.restore(origin["step"], source_abstract)
+        source = checkpoints.restore(origin["step"], _abstract_of(run["config"], prepared.mesh))
     if STATISTICS in origin["reset"]:
         statistics = None
     elif len(statistics["mean"]) != config.features.channels:
@@ -162,23 +169,18 @@ def load(origin: dict, config, prepared: Program, say):
 
 def _adopt(origin: dict, prepared: Program, source: TrainState, say) -> TrainState:
     fresh, placement = prepared.fresh_state(), prepared.placement
-    offered = _by_path(source.params)
-    wanted, refused = re.compile(origin["parameters"]), []
+    taken = _taken(origin["parameters"], source.params, fresh.params)
+    offered, wanted = _by_path(source.params), _by_path(fresh.params)
+    refused = [name for name in wanted if name not in taken]
+    unused = sorted(offered.keys() - wanted.keys())
 
     def choose(path, leaf):
-        # The group's name stands in front of the path that users see.
         name = path_name(path)
-        found = offered.get(name)
-        fits = found is not None and found.shape == leaf.shape
-        if fits and wanted.search(name.partition("/")[2]):
-            return jax.device_put(found.astype(leaf.dtype), leaf.sharding)
-        refused.append(name)
-        return leaf
+        if name not in taken:
+            return leaf
+        return jax.device_put(offered[name].astype(leaf.dtype), leaf.sharding)
 
     params = jax.tree_util.tree_map_with_path(choose, fresh.params)
-    unused = sorted(offered.keys() - _by_path(fresh.params).keys())
-    if len(refused) == len(_by_path(fresh.params)):
-        raise UserError(f"{origin['what']}: no parameter of that run fits this one.")
     for names, why in ((refused, "begin anew"), (unused, "of the source are not used")):
         if names:
             say(f"{len(names)} parameters {why}: {', '.join(names)}")
@@ -197,6 +199,17 @@ def _adopt(origin: dict, prepared: Program, source: TrainState, say) -> TrainSta
         out_shardings=(placement.params, placement.slots),
     )((params, slots))
     return dataclasses.replace(fresh, params=copied[0], slots=copied[1])
+
+
+def _taken(pattern: str, offered, wanted) -> set[str]:
+    """Paths of the parameters of `wanted` that come from `offered`."""
+    shapes = {name: leaf.shape for name, leaf in _by_path(offered).items()}
+    # The group's name stands in front of the path that users see.
+    return {
+        name
+        for name, leaf in _by_path(wanted).items()
+        if shapes.get(name) == leaf.shape and re.search(pattern, name.partition("/")[2])
+    }
 
 
 def _abstract_of(config, mesh) -> TrainState:
@@ -221,15 +234,14 @@ def _check_shapes(source: TrainState, wanted: TrainState, path) -> None:
 
 
 def inherit_skips(config, origin: dict | None) -> None:
-    """Adds to `config` the slots that a branch's source left out.
+    """Puts the ranges of slots that `config` leaves out in order; a branch adds its source's.
 
     Raises:
       UserError: the branch itself leaves out slots that its source has drawn already.
     """
-    if not origin or origin["kind"] != BRANCH:
-        return
-    before = [tuple(pair) for pair in origin["skip_slots"]]
-    drawn = after_skips(origin["position"], before)
+    branch = origin is not None and origin["kind"] == BRANCH
+    before = [tuple(pair) for pair in origin["skip_slots"]] if branch else []
+    drawn = after_skips(origin["position"], before) if branch else 0
     for first, end in config.data.skip_slots:
         if (first, end) not in before and first < drawn:
             raise UserError(
@@ -247,7 +259,12 @@ def merge_skips(old, new) -> tuple[tuple[int, int], ...]:
       UserError: what is no range, an empty range, or ranges that overlap.
     """
     both = [*old, *new]
-    if not all(isinstance(p, (tuple, list)) and len(p) == 2 and 0 <= p[0] < p[1] for p in both):
+    if not all(
+        isinstance(pair, (tuple, list))
+        and [type(place) for place in pair] == [int, int]
+        and 0 <= pair[0] < pair[1]
+        for pair in both
+    ):
         raise UserError(f"data.skip_slots = {both}: write ranges ((A, B), ...) with A < B.")
     merged = sorted({tuple(pair) for pair in both})
     for (_, end), (first, _) in itertools.pairwise(merged):

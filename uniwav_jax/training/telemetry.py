@@ -4,12 +4,16 @@ import json
 import pathlib
 import sys
 import time
+import zlib
 
 import numpy as np
 from tqdm import tqdm
 
 from data_pipelines.files import atomic_write
 from uniwav_jax.errors import UserError
+
+# Name of the field that holds a row's checksum.
+CRC = "crc32"
 
 
 class Telemetry:
@@ -85,11 +89,11 @@ class Telemetry:
         if not self.writer:
             return
         row = {"step": step, "kind": kind}
-        if clash := row.keys() & metrics.keys():
+        if clash := {*row, CRC} & metrics.keys():
             raise ValueError(f"a metric can't be named {clash.pop()!r}")
         row |= {name: plain(value) for name, value in metrics.items()}
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(as_line(row))
         scalars = {f"{kind}/{name}": value for name, value in row.items() if is_number(value)}
         for name, value in scalars.items():
             if self._board is not None:
@@ -165,23 +169,48 @@ class Telemetry:
         self._window_start = time.monotonic()
 
 
+def as_line(row: dict) -> str:
+    """A row as a line of metrics.jsonl; its last field is the CRC-32 of the others."""
+    return json.dumps(row | {CRC: zlib.crc32(json.dumps(row).encode())}) + "\n"
+
+
+def from_line(line: bytes, checked: bool = True) -> dict:
+    """Inverse of `as_line`.
+
+    Args:
+      checked: False for a row without a checksum.
+
+    Raises:
+      ValueError, KeyError, TypeError, AttributeError: the line is damaged.
+    """
+    row = json.loads(line)
+    if checked and row.pop(CRC) != zlib.crc32(json.dumps(row).encode()):
+        raise ValueError("its content does not fit its checksum")
+    if not (isinstance(row["step"], int) and isinstance(row["kind"], str)):
+        raise ValueError("step or kind is not what it should be")
+    return row
+
+
 def read_rows(path: pathlib.Path) -> list[dict]:
-    """All rows of a metrics.jsonl; a torn last line, as a kill leaves it, is left out."""
+    """All rows of a metrics.jsonl; a torn last line, as a kill leaves it, is left out.
+
+    A file without any checksum is read as well: one that another program wrote.
+
+    Raises:
+      UserError: another line is damaged.
+    """
     rows = []
-    if path.exists():
-        lines = path.read_bytes().splitlines()
-        for number, line in enumerate(lines):
-            try:
-                row = json.loads(line)
-                if not (isinstance(row["step"], int) and isinstance(row["kind"], str)):
-                    raise ValueError("step or kind is not what it should be")
-                rows.append(row)
-            except (ValueError, KeyError, TypeError) as error:
-                if number + 1 < len(lines):
-                    raise UserError(
-                        f"{path}, line {number + 1} is damaged ({error}); restore the file from a "
-                        "copy, or take that line out."
-                    ) from error
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    checked = any(CRC.encode() in line for line in lines)
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(from_line(line, checked))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number < len(lines) or line.endswith(b"\n"):
+                raise UserError(
+                    f"{path}, line {number} is damaged ({error}); restore the file from a copy, "
+                    "or take that line out."
+                ) from error
     return rows
 
 
@@ -191,7 +220,7 @@ def drop_rows_after(path: pathlib.Path, step: int) -> None:
     if not rows:
         return
     with atomic_write(path) as temporary:
-        kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
+        kept = [as_line(row) for row in rows if row["step"] <= step]
         temporary.write_text("".join(kept), encoding="utf-8")
 
 

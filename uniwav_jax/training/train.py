@@ -85,7 +85,8 @@ def train(
             workdir, devices=mesh.size, began=uniwav_jax.BEGAN, last_beat=last_beat, say=say
         )
         known = processes.agree("known", lambda: record.known_origin(workdir), patience)
-        origin = starts.origin_of(start) if start and not known else known.get("origin")
+        anew = start is not None and not known
+        origin = starts.origin_of(start, prepared, say) if anew else known.get("origin")
         starts.inherit_skips(config, origin)
         run = processes.agree(
             "workdir",

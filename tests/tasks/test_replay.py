@@ -1,0 +1,133 @@
+"""A planted bad example is noticed, named by replay, and left out by a branch."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from data_pipelines.corpora import Audio, Corpus, Utterance
+from data_pipelines.loader import places
+from data_pipelines.shards import write
+from tests import runs
+from uniwav_jax import config as configs
+from uniwav_jax.tasks.replay import replay
+from uniwav_jax.training import data
+from uniwav_jax.training.telemetry import read_rows
+
+RATE, STEP, STEPS, BATCH = 16_000, 40, 46, 8
+
+
+def write_shards(folder, bad: str = "") -> None:
+    """240 utterances of 2.56 s of quiet coloured noise; the one named `bad` is loud white noise."""
+
+    def load(utterance):
+        seed = int.from_bytes(hashlib.sha256(utterance.id.encode()).digest()[:4], "big")
+        noise = np.random.default_rng(seed).normal(size=(40_960, 1)).astype(np.float32)
+        if utterance.id == bad:
+            return Audio(np.clip(noise, -1, 1), RATE, [])
+        smooth = np.apply_along_axis(lambda x: np.convolve(x, np.ones(8) / 8, "same"), 0, noise)
+        return Audio((0.01 * smooth).astype(np.float32), RATE, [])
+
+    utterances = [
+        Utterance(id=f"u/{k}", recording="", speaker=f"s{k % 6}", split="train") for k in range(240)
+    ]
+    write(Corpus("noise", "CC0-1.0", "noise", "nobody", utterances, load), folder, sample_rate=RATE)
+
+
+def drawn(shards, step: int) -> list[str]:
+    """Ids of the records of one step's batch."""
+    config = configs.load_config(str(runs.ROOT / "configs" / "tiny.py"))
+    config.data.crop_frames = 32
+    mixture = data.open_split(config, str(shards), "train")
+    found = places(mixture, 0, range((step - 1) * BATCH, step * BATCH))
+    return [place["records"][0] for place in found]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """(shards, id): the bad record is drawn at STEP for the first time.
+
+    The order follows from ids and lengths alone, so it is known before the audio.
+    """
+    root = tmp_path_factory.mktemp("planted")
+    write_shards(root / "clean")
+    before = {name for step in range(1, STEP) for name in drawn(root / "clean", step)}
+    after = {name for step in range(STEP + 1, STEPS + 1) for name in drawn(root / "clean", step)}
+    bad = next(n for n in drawn(root / "clean", STEP) if n not in before and n not in after)
+    write_shards(root / "shards", bad)
+    return root / "shards", bad
+
+
+def train(shards, folder, *arguments, **changed):
+    return runs.train(
+        shards,
+        folder,
+        *arguments,
+        training__steps=STEPS,
+        checkpoint__every=12,
+        telemetry__samples=0,
+        telemetry__tensorboard=False,
+        telemetry__spike_score=20.0,
+        # Fewer than come before STEP, so that the bad record is not part of the statistics.
+        features__statistics_positions=64,
+        **changed,
+    )
+
+
+def events(folder) -> list[dict]:
+    return [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "event"]
+
+
+def test_a_spike_is_logged_named_and_left_out(planted, tmp_path):
+    shards, bad = planted
+    result = train(shards, tmp_path / "run")
+    (event,) = events(tmp_path / "run")
+    assert (event["step"], event["event"]) == (STEP, "spike") and event["score"] > 20
+    assert [e["records"][0] for e in event["examples"]] == drawn(shards, STEP)
+    assert f"step {STEP}: spike loss" in result.stderr
+
+    printed = runs.run("uniwav_jax", "replay", "--workdir", tmp_path / "run", "--step", STEP).stdout
+    assert "equal to the bit" in printed and "first non-finite tensor: none" in printed
+    assert "encoder/layers 2" in printed and "decoder/vector field" in printed
+    folder = tmp_path / "run" / "replay" / f"step-{STEP}"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["from_checkpoint"] == 36 and report["slots"] == event["slots"]
+    worst, second = report["examples"][:2]
+    assert worst["records"] == [bad] and worst["loss"] > 2 * second["loss"]
+    loud, _ = soundfile.read(folder / f"row-{worst['row']:04d}.wav")
+    assert np.abs(loud).max() > 0.9 and len(list(folder.glob("*.wav"))) == BATCH
+
+    first, end = report["slots"]
+    train(
+        shards,
+        tmp_path / "branch",
+        *("--branch-from", f"{tmp_path / 'run'}@36", "--skip-slots", f"{first}:{end}"),
+    )
+    assert events(tmp_path / "branch") == []
+    run = json.loads((tmp_path / "branch" / "run.json").read_text())
+    assert run["config"]["data"]["skip_slots"] == [[first, end]]
+
+
+def test_what_makes_a_step_non_finite_is_named(planted, tmp_path):
+    """Everything but the bad record lies at the features' floor, so that their deviation is 0 and
+    its floor alone divides: what is louder overflows."""
+    shards, bad = planted
+    changed = dict(features__floor=0.1, features__deviation_floor=2e-38)
+    train(shards, tmp_path / "run", "--steps-this-run", STEP, **changed)
+    (event,) = events(tmp_path / "run")
+    assert (event["step"], event["event"]) == (STEP, "non-finite")
+    report = replay(tmp_path / "run", STEP, say=lambda _: None)
+    assert report["first_non_finite"] is not None
+    assert report["first_non_finite"].startswith(("features", "encoder"))
+    assert report["examples"][0]["records"] == [bad]
+    assert not np.isfinite(report["examples"][0]["loss"])
+    assert np.isfinite(report["examples"][1]["loss"])
+
+
+def test_a_step_that_is_not_there_is_one_sentence(small_run):
+    for step in (0, 7):
+        result = runs.run("uniwav_jax", "replay", "--workdir", small_run, "--step", step, status=2)
+        assert f"--step {step}: the run goes from step 1 to 6" in result.stderr
+        assert result.stderr.count("\n") == 1
