@@ -96,7 +96,6 @@ def base() -> ml_collections.ConfigDict:
         "barrier_seconds": 300,  # and wherever they meet later
         "heartbeat_seconds": 100,  # without a sign of life, after which a process counts as lost
         "watchdog_seconds": 1_800,  # a step that takes longer ends the run; 0 = never
-        "compile_cache": "~/.cache/uniwav_jax",  # compiled programs; "" = none
     }
     config.checkpoint = {
         "every": 1_000,  # steps

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 from data_pipelines import interrupts
@@ -19,6 +20,10 @@ COMMANDS = {
 }
 
 
+# Compiled programs are kept there unless JAX_COMPILATION_CACHE_DIR names another folder, or none.
+COMPILE_CACHE = "~/.cache/uniwav_jax"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command.
 
@@ -27,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
       training stopped itself, 5 when another process was lost, 75 after SIGTERM, 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser(COMPILE_CACHE))
     parser = argparse.ArgumentParser(
         prog="python -m uniwav_jax",
         description="UniWav: joint pre-training of a speech encoder and a generative decoder.",

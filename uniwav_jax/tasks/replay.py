@@ -54,7 +54,6 @@ def replay(workdir, step: int, *, shards: str = "", say=print) -> dict:
         )
     with config.unlocked():
         config.data.shards = shards or config.data.shards
-    program.use_compile_cache(config.parallel.compile_cache)
     prepared = program.build(config)
     mixture = data.open_split(config, config.data.shards, "train")
     if mixture.fingerprint != run["data_fingerprint"]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 
 import jax
@@ -68,9 +67,3 @@ def build(config) -> Program:
         out_shardings=(placement, meshes.replicated(mesh)),
     )
     return Program(mesh, recipe, rate, make_state, abstract, step)
-
-
-def use_compile_cache(folder: str) -> None:
-    """Keeps compiled programs in `folder` unless the environment names another place; "" = none."""
-    if folder and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))

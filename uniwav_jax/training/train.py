@@ -64,7 +64,6 @@ def train(
         starts.check(start, config)
         profiled = parse_profile(profile)
         workdir = pathlib.Path(workdir)
-        program.use_compile_cache(config.parallel.compile_cache)
         prepared = program.build(config)
         mesh, recipe = prepared.mesh, prepared.recipe
         batch_size, accumulation = config.training.batch_size, config.training.accumulation
