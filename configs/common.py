@@ -92,7 +92,7 @@ def base() -> ml_collections.ConfigDict:
         "remat": "none",  # "none", "dots" or "full"
         "unroll": 1,
         "attention": "reference",
-        "start_seconds": 60,  # to wait for the other processes at the start
+        "start_seconds": 45,  # to wait for the other processes at the start
         "barrier_seconds": 300,  # and wherever they meet later
         "heartbeat_seconds": 100,  # without a sign of life, after which a process counts as lost
         "watchdog_seconds": 1_800,  # a step that takes longer ends the run; 0 = never

@@ -15,7 +15,7 @@ from data_pipelines.errors import UserError
 
 # Suffix of a file being written; whoever finds one owns a write that was interrupted.
 PARTIAL = ".partial"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sync(path: str | os.PathLike) -> None:
@@ -67,7 +67,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise full_disk_error(path) from error
         raise
     finally:

@@ -68,13 +68,13 @@ def decide():
 processes.agree("y", decide, 20)
 print("went on")
 """
-    assert together(2, body) == ["2 found by 0\n"] * 2
+    assert together(2, body) == ["2 found by 0\n", "2 process 0, at 'y': found by 0\n"]
 
 
 def test_the_odd_process_is_named_with_what_differs():
     body = """
 facts = {"config.seed": 0, "number of devices": 1 + (index == 2)}
-processes.check_same(facts, 20)
+processes.check_same("start", facts, 20)
 print("went on")
 """
     sentence = (
@@ -95,8 +95,36 @@ processes.gather("second", "", 5)
 print("went on")
 """
     zero, one, two = together(3, body)
-    assert "waited 5 s at 'second' for process 1 of 3" in zero and zero.startswith("5 ")
+    assert "waited at 'second' (at most 5 s) for process 1 of 3" in zero and zero.startswith("5 ")
     assert one == "" and "for process 1 of 3" in two
+
+
+def test_who_has_left_is_not_waited_for():
+    body = """
+began = time.monotonic()
+if index == 1:
+    raise UserError("no shards here")
+try:
+    processes.gather("start", "", 100)
+finally:
+    print(time.monotonic() - began < 20)
+"""
+    zero, one = together(2, body)
+    assert one == "2 no shards here\n"
+    assert zero.startswith("True\n5 ") and "for process 1 of 2" in zero
+
+
+def test_a_fault_of_process_0_reaches_the_others():
+    body = """
+def decide():
+    raise PermissionError("not yours")
+try:
+    processes.agree("y", decide, 100)
+except PermissionError:
+    raise UserError("known here")
+"""
+    zero, one = together(2, body)
+    assert zero == "2 known here\n" and one == "5 process 0, at 'y': not yours\n"
 
 
 def test_a_worker_started_alone_says_so():
@@ -139,5 +167,5 @@ def test_a_worker_of_a_pod_is_told_to_start_all(monkeypatch):
 def test_one_process_alone_waits_for_nobody():
     assert processes.gather("x", "mine", 0.0) == ["mine"]
     assert processes.agree("x", lambda: 5, 0.0) == 5
-    processes.check_same({"a": 1}, 0.0)
+    processes.check_same("x", {"a": 1}, 0.0)
     processes.leave(3)  # returns

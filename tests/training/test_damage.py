@@ -127,8 +127,7 @@ def restored(config):
         leaves = jax.tree_util.tree_leaves_with_path(as_dict(checkpoints.restore(step, abstract)))
         arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
         meta, data = checkpoints.meta(step), checkpoints.data(step)
-        losses = np.asarray(data.pop("losses")).tobytes()
-        return {name: (a.dtype, a.tobytes()) for name, a in arrays.items()}, meta, data, losses
+        return {name: (a.dtype, a.tobytes()) for name, a in arrays.items()}, meta, data
 
     return read
 
@@ -280,7 +279,7 @@ def test_60_damaged_leases(tmp_path):
 
 
 def test_both_checkpoints_damaged(copy, config):
-    """No checkpoint is left: readers say so, and the run begins anew beside what it had."""
+    """No checkpoint is left: readers say so, and the run refuses to begin anew; nothing moves."""
     folder = copy()
     for step in (3, 6):
         damage(folder / "checkpoints" / str(step) / "state" / "_METADATA", step)
@@ -290,9 +289,22 @@ def test_both_checkpoints_damaged(copy, config):
         with pytest.raises(UserError, match=f"checkpoint {step} of .* is damaged"):
             pretrained.load(folder, step)
     said = []
-    with Checkpoints(folder / "checkpoints", config, writer=True, say=said.append) as checkpoints:
-        assert checkpoints.latest is None and len(said) == 2
-    assert sorted(path.name for path in (folder / "damaged").iterdir()) == ["3-1", "6-1"]
+    with pytest.raises(UserError, match="no checkpoint of .* can be used"):
+        Checkpoints(folder / "checkpoints", config, writer=True, say=said.append)
+    assert len(said) == 2 and not (folder / "damaged").exists()
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["3", "6"]
+
+
+def test_a_run_killed_in_its_first_save_begins_anew(copy, config):
+    """Nothing was saved yet, so nothing is lost; what the save left is cleared away."""
+    folder = copy()
+    shutil.rmtree(folder / "checkpoints" / "3")
+    (folder / "checkpoints" / "6" / "checksums.json").unlink()
+    with Checkpoints(
+        folder / "checkpoints", config, writer=True, say=lambda _: None
+    ) as checkpoints:
+        assert checkpoints.latest is None and checkpoints.steps == []
+    assert list((folder / "checkpoints").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -60,10 +60,7 @@ def test_decay_spares_what_the_page_names(variant):
     recipe = uniwav.build(small.config_of(variant))
     params, _ = jax.eval_shape(recipe.initialize, jax.random.key(0))
     mask = optimizers.decay_mask(params[uniwav.GROUP])
-    flat = {
-        path_name(path): decayed
-        for path, decayed in jax.tree_util.tree_leaves_with_path(mask)
-    }
+    flat = {path_name(path): decayed for path, decayed in jax.tree_util.tree_leaves_with_path(mask)}
     assert flat == {path: oracle.decays(path) for path in flat}
     assert any(flat.values()) and not all(flat.values())
 

@@ -80,10 +80,7 @@ def test_steps_equal_numpy():
             epsilon=optimizer.epsilon,
             decay=optimizer.weight_decay,
         )
-        paths = [
-            path_name(path)
-            for path, _ in jax.tree_util.tree_leaves_with_path(params)
-        ]
+        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         params = jax.tree.unflatten(treedef, [flat[path] for path in paths])
         # The teacher follows the new parameters, with the decay of the updates already done.
         decay = training.teacher_decay(number - 1, 0.9, 0.99, 3)

@@ -1,5 +1,6 @@
 """What ends a run, and what is noticed on the way."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -61,12 +62,9 @@ def test_the_window_survives_a_restart():
     losses(one, values)
     losses(other, values[:25])
     again = watch()
-    again.recall(other.losses)
+    again.recall(json.loads(json.dumps(other.memory())))
     losses(again, values[25:])
-    np.testing.assert_array_equal(again.losses, one.losses)
-    fresh = watch()
-    fresh.recall(watch().losses)
-    assert losses(fresh, [3.0]) == [None]
+    assert again.memory() == one.memory() and len(one.memory()["losses"]) == 40
 
 
 def test_a_hung_step_ends_the_run_with_all_stacks():
@@ -91,7 +89,7 @@ def test_a_hung_step_ends_the_run_with_all_stacks():
         timeout=60,
     )
     assert result.returncode == HUNG and result.stdout == "alive\n"
-    assert "error: step 8 has taken" in result.stderr
+    assert "error: step 8 takes longer" in result.stderr
     assert "in stuck" in result.stderr and "in elsewhere" in result.stderr
 
 

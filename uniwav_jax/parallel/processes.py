@@ -4,6 +4,7 @@ What passes between hosts here is short text through JAX's coordination service,
 it works before any device is used and each wait has a time-out that names who did not come.
 """
 
+import atexit
 import collections
 import contextlib
 import itertools
@@ -24,14 +25,15 @@ AUTO = "auto"
 # A process's own value is at most this long in a message.
 SHOWN = 60
 LEAVE_SECONDS = 5.0
+# How often somebody who waits looks whether the other one has left.
+LOOK_SECONDS = 2.0
 # Who has come in time must not be called missing because another one used up the time.
 LEAST_MILLISECONDS = 500
 _rounds = collections.defaultdict(itertools.count)
+_notices: list = []  # JAX's preemption manager, once this process has joined others
 
 
-def join(
-    processes: str | None, process: int | None, coordinator: str | None, parallel
-) -> None:
+def join(processes: str | None, process: int | None, coordinator: str | None, parallel) -> None:
     """Joins the other processes of this run; nothing to do for a single one.
 
     Args:
@@ -78,6 +80,19 @@ def join(
             jax.distributed.initialize(**address, **timing)
         except (RuntimeError, ValueError) as error:
             raise UserError(f"the processes could not be joined: {error}") from error
+    # Orbax asks the same manager with steps of its own, which would spoil what is agreed on.
+    _notices.append(distributed.global_state.preemption_sync_manager)
+    distributed.global_state.preemption_sync_manager = None
+    atexit.register(_notices.clear)  # before JAX ends the service that it belongs to
+
+
+def preempted(turn: int) -> bool:
+    """Whether a process got SIGTERM; all of them hear of it at the same turn.
+
+    Args:
+      turn: 1, 2, 3, ... since the start of the program; asked once each, by every process.
+    """
+    return bool(_notices) and _notices[0].reached_sync_point(turn)
 
 
 def leave(status: int) -> None:
@@ -105,7 +120,8 @@ def is_loss(error: Exception) -> bool:
     signs = ("gloo", "connection", "unavailable", "heartbeat", "barrier timed out")
     text = str(error).lower()
     runtime = isinstance(error, (jax.errors.JaxRuntimeError, ValueError))
-    return count() > 1 and runtime and any(sign in text for sign in signs)
+    lost = isinstance(error, ProcessLost) or runtime and any(sign in text for sign in signs)
+    return count() > 1 and lost
 
 
 def count() -> int:
@@ -128,25 +144,18 @@ def gather(name: str, text: str, seconds: float) -> list[str]:
     """
     if count() == 1:
         return [text]
-    client = distributed.global_state.client
     turn = next(_rounds[name])
     key = f"uniwav/{name}/{turn}"
+    client = distributed.global_state.client
     client.key_value_set(f"{key}/{index()}", text)
     deadline = time.monotonic() + seconds
-    found, missing = [], []
-    for other in range(count()):
-        left = max(LEAST_MILLISECONDS, round(1000 * (deadline - time.monotonic())))
-        try:
-            found.append(client.blocking_key_value_get(f"{key}/{other}", left))
-        except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
-                raise
-            missing.append(other)
+    found = [_wait(f"{key}/{other}", other, deadline) for other in range(count())]
+    missing = [str(other) for other, value in enumerate(found) if value is None]
     if missing:
         raise ProcessLost(
-            f"process {index()} waited {seconds:.0f} s at '{name}' for process "
-            f"{', '.join(map(str, missing))} of {count()}, which did not come; look at its log, "
-            "then start the same command again on all of them."
+            f"process {index()} waited at '{name}' (at most {seconds:.0f} s) for process "
+            f"{', '.join(missing)} of {count()}, which did not come; look at its log, then start "
+            "the same command again on all of them."
         )
     # Whoever is in this round has read the one before.
     if turn:
@@ -155,7 +164,7 @@ def gather(name: str, text: str, seconds: float) -> list[str]:
 
 
 def agree(name: str, decide: Callable[[], Any], seconds: float) -> Any:
-    """What `decide` gives on process 0, told to all of them; a mistake found there stops all.
+    """What `decide` gives on process 0, told to all of them; what goes wrong there stops all.
 
     Args:
       decide: called on process 0 only; its value must be JSON.
@@ -166,13 +175,25 @@ def agree(name: str, decide: Callable[[], Any], seconds: float) -> Any:
     """
     if count() == 1:
         return decide()
-    outcome = {}
+    key = f"uniwav/{name}/{next(_rounds[name])}"
     if index() == 0:
+        client, outcome = distributed.global_state.client, {}
         try:
-            outcome = {"value": decide()}
-        except UserError as error:
-            outcome = {"error": str(error), "status": error.status}
-    told = json.loads(gather(name, json.dumps(outcome), seconds)[0])
+            outcome["value"] = decide()
+            return outcome["value"]
+        except BaseException as error:
+            status = error.status if isinstance(error, UserError) else ProcessLost.status
+            outcome = {"error": f"process 0, at '{name}': {error}", "status": status}
+            raise
+        finally:
+            client.key_value_set(key, json.dumps(outcome))
+    text = _wait(key, 0, time.monotonic() + seconds)
+    if text is None:
+        raise ProcessLost(
+            f"process {index()} waited at '{name}' (at most {seconds:.0f} s) for process 0, which "
+            "did not come; look at its log, then start the same command again on all of them."
+        )
+    told = json.loads(text)
     if "error" in told:
         error = UserError(told["error"])
         error.status = told["status"]
@@ -180,23 +201,45 @@ def agree(name: str, decide: Callable[[], Any], seconds: float) -> Any:
     return told["value"]
 
 
-def check_same(facts: dict[str, Any], seconds: float) -> None:
-    """Every process must see the same facts, JSON values by name.
+def check_same(name: str, facts: dict[str, Any], seconds: float) -> None:
+    """Every process must see the same facts, JSON values by what they are called.
 
     Raises:
       UserError: names the odd processes and what differs, first of all from what most see.
     """
-    everyone = [json.loads(text) for text in gather("start-up", json.dumps(facts), seconds)]
-    for name in facts:
-        values = [json.dumps(seen.get(name), sort_keys=True) for seen in everyone]
+    everyone = [json.loads(text) for text in gather(name, json.dumps(facts), seconds)]
+    for fact in facts:
+        values = [json.dumps(seen.get(fact), sort_keys=True) for seen in everyone]
         usual = collections.Counter(values).most_common(1)[0][0]
         odd = [number for number, value in enumerate(values) if value != usual]
         if odd:
             shown = "; ".join(f"{_short(values[number])} on process {number}" for number in odd)
             raise UserError(
-                f"process {', '.join(map(str, odd))} of {len(values)} has another {name}: {shown}, "
+                f"process {', '.join(map(str, odd))} of {len(values)} has another {fact}: {shown}, "
                 f"{_short(usual)} on the others; start all of them with the same command and code."
             )
+
+
+def _wait(key: str, other: int, deadline: float) -> str | None:
+    """The text under a key of another process; None when it has left or the time is over."""
+    client = distributed.global_state.client
+    while True:
+        left = min(LOOK_SECONDS, deadline - time.monotonic())
+        try:
+            return client.blocking_key_value_get(key, max(LEAST_MILLISECONDS, round(1000 * left)))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+        if time.monotonic() >= deadline or _has_left(other):
+            return None
+
+
+def _has_left(other: int) -> bool:
+    try:
+        distributed.global_state.client.key_value_try_get(f"uniwav/left/{other}")
+    except jax.errors.JaxRuntimeError:  # no such key
+        return False
+    return True
 
 
 def _check_alone() -> None:

@@ -17,9 +17,7 @@ CONSTANT = 1e-6
 ROWS = 8192
 
 
-def fit(
-    x: np.ndarray, targets: np.ndarray, classes: int, strengths: Sequence[float]
-) -> "Ridge":
+def fit(x: np.ndarray, targets: np.ndarray, classes: int, strengths: Sequence[float]) -> "Ridge":
     """Ridge regression onto one-hot classes for all strengths at once; sums in float64.
 
     Minimises |y - z w - b|^2 + strength * STRENGTH_UNIT * n * |w|^2 over the n examples, z being x

@@ -19,7 +19,7 @@ from uniwav_jax.training import data, program
 from uniwav_jax.training import start as starts
 from uniwav_jax.training.checkpoint import Checkpoints
 from uniwav_jax.training.program import Program
-from uniwav_jax.training.record import read_run
+from uniwav_jax.training.record import config_of, read_run
 from uniwav_jax.training.state import TrainState
 from uniwav_jax.training.step import accumulate
 from uniwav_jax.training.telemetry import read_rows
@@ -52,8 +52,15 @@ def replay(workdir, step: int, *, shards: str = "", say=print) -> dict:
             f"--step {step}: the run goes from step {starts.first_step(origin) + 1} to "
             f"{config.training.steps}."
         )
+    config, devices, count = config_of(workdir, step, run)
     with config.unlocked():
         config.data.shards = shards or config.data.shards
+        if devices and (devices, count) != (jax.device_count(), 1):
+            say(
+                f"the run had {count} process(es) with {devices} device(s) in all, here is one "
+                f"with {jax.device_count()}: it is repeated up to rounding, not to the bit"
+            )
+            config.parallel.update(data=-1, fsdp=1, tensor=1)
     prepared = program.build(config)
     mixture = data.open_split(config, config.data.shards, "train")
     if mixture.fingerprint != run["data_fingerprint"]:
@@ -213,9 +220,9 @@ def table(report: dict, worst: int = 5) -> str:
 def _state_before(workdir, step: int, config, origin, prepared: Program, say):
     """(step, state, feature statistics or None) of the newest whole checkpoint before `step`."""
     with Checkpoints(workdir / "checkpoints", config, say=say) as checkpoints:
-        earlier = [found for found in checkpoints.steps if found < step]
-        if earlier:
-            begun = earlier[-1]
+        earlier = (found for found in reversed(checkpoints.steps) if found < step)
+        begun = next((found for found in earlier if checkpoints.is_whole(found)), None)
+        if begun is not None:
             statistics = checkpoints.meta(begun)["statistics"]
             return begun, checkpoints.restore(begun, prepared.abstract), statistics
     if origin:

@@ -28,9 +28,7 @@ PANELS = {
 
 def accuracies(result: dict) -> dict[str, dict]:
     """Title -> section of every probe in an evaluation."""
-    return {
-        title: section for key in ROWS for title, section in sections(result, key).items()
-    }
+    return {title: section for key in ROWS for title, section in sections(result, key).items()}
 
 
 def sections(result: dict, key: str) -> dict[str, dict]:

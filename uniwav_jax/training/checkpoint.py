@@ -27,6 +27,8 @@ from uniwav_jax.training import checksums
 from uniwav_jax.training.state import TrainState
 
 FORMAT = 1
+# Reading and digesting all of a large checkpoint, which grows with it.
+DIGEST_SECONDS = 3_600
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Orbax logs with a traceback what it raises as well; here the exception is enough.
@@ -63,9 +65,7 @@ class Checkpoints:
       clock: seconds, for `checkpoint.minutes`.
     """
 
-    def __init__(
-        self, directory, config, *, writer: bool = False, say=warn, clock=time.monotonic
-    ):
+    def __init__(self, directory, config, *, writer: bool = False, say=warn, clock=time.monotonic):
         self.directory = pathlib.Path(directory).resolve()
         self._seconds = config.parallel.barrier_seconds
         self._policy = config.checkpoint
@@ -152,10 +152,11 @@ class Checkpoints:
         return meta
 
     def data(self, step: int) -> dict:
-        """Where the run stood in the order of examples, and its latest losses.
+        """Where the run stood in the order of examples.
 
         Returns:
-          position: examples drawn so far; fingerprint; losses float64.
+          position: examples drawn so far; fingerprint of the data; memory: JSON text of what
+          telemetry and watch go on with.
         """
         self._check(step)
         return self._checkpointer.load_checkpointables(step, {"data": None})["data"]
@@ -179,8 +180,10 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exception):
-        self.close()
+    def __exit__(self, kind, error, traceback):
+        # With a process that is gone no save can end.
+        if error is None or not processes.is_loss(error):
+            self.close()
 
     def _choose(self, writer: bool, say) -> None:
         """Finds the checkpoints that can't be used; only the newest are looked at.
@@ -191,8 +194,7 @@ class Checkpoints:
           UserError: to a writer, when none is left: it would begin the run anew.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        names = (path.name for path in self.directory.iterdir() if path.is_dir())
-        for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
+        for step in processes.agree("steps", self._listed, self._seconds):
             found = self._problems(step)
             if not found:
                 self._whole.add(step)
@@ -209,13 +211,18 @@ class Checkpoints:
             )
         for step in self._damaged:
             away = functools.partial(self._put_away, step, step in damaged)
-            processes.agree(f"away-{step}", away, self._seconds)
+            processes.agree("away", away, self._seconds)
+
+    def _listed(self) -> list[int]:
+        names = (path.name for path in self.directory.iterdir() if path.is_dir())
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
     def _problems(self, step: int) -> list[str]:
         folder = self.directory / str(step)
         mine = checksums.problems(folder, processes.index(), processes.count())
-        everyone = processes.gather(f"verify-{step}", json.dumps(mine), self._seconds)
-        return [problem for part in everyone for problem in json.loads(part)]
+        everyone = processes.gather("verify", json.dumps(mine), DIGEST_SECONDS)
+        # What concerns the whole is found by every process.
+        return list(dict.fromkeys(problem for part in everyone for problem in json.loads(part)))
 
     def _put_away(self, step: int, keep: bool) -> None:
         # Out of the way of the save that will come to this step again.
@@ -226,6 +233,14 @@ class Checkpoints:
         aside.mkdir(exist_ok=True)
         number = 1 + sum(path.name.startswith(f"{step}-") for path in aside.iterdir())
         os.replace(self.directory / str(step), aside / f"{step}-{number}")
+
+    def is_whole(self, step: int) -> bool:
+        """Whether a checkpoint is there as it was written."""
+        try:
+            self._check(step)
+        except UserError:
+            return False
+        return True
 
     def _check(self, step: int) -> None:
         """Raises UserError unless the checkpoint is there and whole; each is read once."""
@@ -247,7 +262,7 @@ class Checkpoints:
         response.result()
         folder = self.directory / str(step)
         mine = json.dumps(checksums.digests(folder, processes.index()))
-        parts = processes.gather(f"checksums-{step}", mine, self._seconds)
+        parts = processes.gather("checksums", mine, DIGEST_SECONDS)
         if processes.index() == 0:
             checksums.write(folder, [json.loads(part) for part in parts])
 
@@ -264,6 +279,8 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:
+            if processes.is_loss(error):
+                raise
             cause = "no space left on the disk" if is_full_disk(error) else f"{error}"
             raise UserError(
                 f"checkpoint {step} could not be saved in {self.directory}: {cause}; the ones "

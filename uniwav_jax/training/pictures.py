@@ -51,8 +51,6 @@ def spectrograms(
         axis.set_ylabel("mel bin")
         if shaded is not None:
             times = np.arange(len(shaded)) / frame_rate
-            axis.fill_between(
-                times, 0, 2.5, where=shaded, color="cyan", step="post", linewidth=0
-            )
+            axis.fill_between(times, 0, 2.5, where=shaded, color="cyan", step="post", linewidth=0)
     axes[-1, 0].set_xlabel("seconds" + (" (cyan: generated)" if shaded is not None else ""))
     return save(figure, path)

@@ -14,7 +14,7 @@ import uuid
 
 import jax
 
-from data_pipelines.files import atomic_write, content_digest, write_json
+from data_pipelines.files import atomic_write, content_digest, read_json, write_json
 from uniwav_jax import config as configs
 from uniwav_jax.errors import UserError
 
@@ -77,6 +77,16 @@ def claim_workdir(
     return run
 
 
+def check_same_folder(workdir: pathlib.Path, run_id: str) -> None:
+    """Raises UserError if this process sees another folder under the name than process 0."""
+    path = workdir / "run.json"
+    if not path.exists() or read_run(workdir)["id"] != run_id:
+        raise UserError(
+            f"{workdir} is not the same folder on all processes; it has to lie on a disk that all "
+            "of them share."
+        )
+
+
 def known_origin(workdir: pathlib.Path) -> dict:
     """{"origin": ...} of the run in the folder, {} if there is none.
 
@@ -137,13 +147,37 @@ def write_record(workdir: pathlib.Path, config, start: int) -> None:
             temporary.write_text(changes, encoding="utf-8")
 
 
-def start_facts(config, fingerprint: str) -> dict:
-    """What every process of a run must see alike, by name; where the data lie may differ."""
+def config_of(workdir: pathlib.Path, step: int, run: dict):
+    """The config under which a step was computed last: free fields and length may have changed.
+
+    Args:
+      workdir: the run's folder.
+      step: from 1.
+      run: its run.json, whose config serves where no record is left.
+
+    Returns:
+      (config, devices, processes); the numbers are 0 where no record says them.
+    """
+    found = run["config"], 0, 0
+    for path in sorted((workdir / "record").glob("*.json")):
+        if int(path.stem.rpartition("-")[2]) < step:
+            content = read_json(path)
+            hardware = content["hardware"]
+            config = configs.from_json(json.dumps(content["config"]))
+            found = config, len(hardware["devices"]), hardware["processes"]
+    return found
+
+
+def start_facts(config, arguments: dict) -> dict:
+    """What every process of a run must see alike, by name; where the data lie may differ.
+
+    arguments: what else was asked for, JSON values by name.
+    """
     fields = configs.flatten(config)
     facts = {f"config.{k}": v for k, v in fields.items() if k not in LOCAL_FIELDS}
     commit, changes = code_version()
     return facts | {
-        "data": fingerprint,
+        **arguments,
         "code version": commit,
         "uncommitted difference": hashlib.sha256(changes.encode()).hexdigest()[:12],
         "number of devices": jax.local_device_count(),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from data_pipelines.order import after_skips
 from uniwav_jax import recipes
 from uniwav_jax.errors import UserError
+from uniwav_jax.parallel import processes
 from uniwav_jax.parallel.sharding import path_name, shardings
 from uniwav_jax.training import optimizer
 from uniwav_jax.training.checkpoint import Checkpoints, abstract_state
@@ -26,6 +27,7 @@ from uniwav_jax.training.state import TrainState, initial_state
 
 INIT, BRANCH = "init-from", "branch-from"
 STATISTICS = "statistics"
+PATIENCE = 300  # seconds for process 0 to name the newest checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,8 @@ def origin_of(start: Start, prepared: Program, say) -> dict:
     with Checkpoints(path / "checkpoints", run["config"], say=say) as checkpoints:
         if not step and checkpoints.latest is None:
             raise UserError(f"--{start.kind} {start.source}: that run has no whole checkpoint.")
-        chosen = int(step) if step else checkpoints.latest
+        newest = processes.agree("source", lambda: checkpoints.latest, PATIENCE)
+        chosen = int(step) if step else newest
         ancestors = checkpoints.meta(chosen)["ancestry"]
         position = checkpoints.data(chosen)["position"]
     return {

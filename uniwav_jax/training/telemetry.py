@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines.files import atomic_write
+from data_pipelines.files import FULL, atomic_write, full_disk_error
 from uniwav_jax.errors import UserError
 
 # Name of the field that holds a row's checksum.
@@ -31,7 +31,9 @@ class Telemetry:
         self.log_every = config.telemetry.log_every
         self._workdir, self._steps, self._config = workdir, steps, config
         self._path = workdir / "metrics.jsonl"
-        self._window: list[dict] = []
+        # Steps since the last row; after a restart some of them were timed elsewhere.
+        self._steps_in_window = self._steps_timed = 0
+        self._sums: dict[str, np.ndarray] = {}
         self._window_start = time.monotonic()
         self._seconds_of_audio = 0.0
         self._bar = self._board = self._wandb = None
@@ -74,12 +76,25 @@ class Telemetry:
                 resume="allow",
             )
 
+    def memory(self) -> dict:
+        """The steps since the last row, for `recall` after a restart; JSON."""
+        sums = {name: plain(total) for name, total in self._sums.items()}
+        return {"steps": self._steps_in_window, "sums": sums}
+
+    def recall(self, memory: dict) -> None:
+        """Goes on where a run stopped between two rows."""
+        self._steps_in_window = memory["steps"]
+        self._sums = {name: np.asarray(v, np.float64) for name, v in memory["sums"].items()}
+
     def train(self, step: int, metrics: dict, seconds_of_audio: float) -> None:
         """Takes the host copy of one step's metrics; writes their mean every `log_every` steps."""
         if not self.writer:
             return
         self._bar.update(1)
-        self._window.append(metrics)
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + np.asarray(value, np.float64)
+        self._steps_in_window += 1
+        self._steps_timed += 1
         self._seconds_of_audio += seconds_of_audio
         if step % self.log_every == 0:
             self._write_window(step)
@@ -92,8 +107,13 @@ class Telemetry:
         if clash := {*row, CRC} & metrics.keys():
             raise ValueError(f"a metric can't be named {clash.pop()!r}")
         row |= {name: plain(value) for name, value in metrics.items()}
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(as_line(row))
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(as_line(row))
+        except OSError as error:
+            if error.errno in FULL:
+                raise full_disk_error(self._path) from error
+            raise
         scalars = {f"{kind}/{name}": value for name, value in row.items() if is_number(value)}
         for name, value in scalars.items():
             if self._board is not None:
@@ -151,9 +171,9 @@ class Telemetry:
 
     def _write_window(self, step: int) -> None:
         seconds = time.monotonic() - self._window_start
-        means = {k: np.mean([m[k] for m in self._window], axis=0) for k in self._window[0]}
-        means["skipped"] = float(np.sum([m["skipped"] for m in self._window]))
-        means["seconds_a_step"] = seconds / len(self._window)
+        means = {name: total / self._steps_in_window for name, total in self._sums.items()}
+        means["skipped"] = self._sums["skipped"]
+        means["seconds_a_step"] = seconds / max(1, self._steps_timed)
         means["audio_hours_an_hour"] = self._seconds_of_audio / seconds
         self.row("train", step, means)
         shown = {"loss": f"{means['loss']:.3f}"}
@@ -165,7 +185,8 @@ class Telemetry:
             words = ", ".join(f"{name} {value}" for name, value in shown.items())
             self.say(f"step {step}: {words}, {left:.0f} min left")
         self._bar.set_postfix(shown)
-        self._window, self._seconds_of_audio = [], 0.0
+        self._sums, self._steps_in_window = {}, 0
+        self._steps_timed, self._seconds_of_audio = 0, 0.0
         self._window_start = time.monotonic()
 
 
@@ -216,9 +237,9 @@ def read_rows(path: pathlib.Path) -> list[dict]:
 
 def drop_rows_after(path: pathlib.Path, step: int) -> None:
     """Rewrites metrics.jsonl without rows of later steps."""
-    rows = read_rows(path)
-    if not rows:
+    if not path.exists():
         return
+    rows = read_rows(path)
     with atomic_write(path) as temporary:
         kept = [as_line(row) for row in rows if row["step"] <= step]
         temporary.write_text("".join(kept), encoding="utf-8")

@@ -1,6 +1,7 @@
 """The training loop, from top to bottom."""
 
 import contextlib
+import json
 import pathlib
 
 import jax
@@ -22,6 +23,9 @@ from uniwav_jax.training.state import parameter_count
 from uniwav_jax.training.telemetry import Telemetry
 from uniwav_jax.training.validation import make_validate
 from uniwav_jax.training.watch import Signals, Watch, Watchdog
+
+# How many times longer than a step something may take that compiles when it is first done.
+COMPILING = 10
 
 
 def train(
@@ -57,29 +61,42 @@ def train(
       KeyboardInterrupt: after Ctrl-C, once a checkpoint is saved.
     """
     with contextlib.ExitStack() as resources:
-        # ---- mesh, recipe and data ------------------------------------------------------------
+        # ---- what was asked for, the same everywhere ------------------------------------------
+        workdir = pathlib.Path(workdir)
         if extend_to is not None:
             config.training.steps = extend_to
+        steps, patience = config.training.steps, config.parallel.barrier_seconds
+        asked = {
+            "--init-from or --branch-from": start.what if start else "",
+            "--extend-to": extend_to,
+            "--steps-this-run": steps_this_run,
+            "--profile": profile,
+        }
+        processes.check_same("start-up", record.start_facts(config, asked), patience)
         configs.check(config)
         starts.check(start, config)
         profiled = parse_profile(profile)
-        workdir = pathlib.Path(workdir)
+
+        # ---- mesh, recipe and data ------------------------------------------------------------
         prepared = program.build(config)
         mesh, recipe = prepared.mesh, prepared.recipe
         batch_size, accumulation = config.training.batch_size, config.training.accumulation
-        steps, patience = config.training.steps, config.parallel.barrier_seconds
         mixture = data.open_split(config, config.data.shards, "train")
         validation = data.open_validation(config)
+        processes.check_same("data", {"data fingerprint": mixture.fingerprint}, patience)
 
-        # ---- the other processes, and the folder ----------------------------------------------
+        # ---- the folder, which is ours from now on --------------------------------------------
         is_writer = processes.index() == 0
         telemetry = Telemetry(workdir, steps, config, is_writer)
         resources.callback(telemetry.close)
         say = telemetry.say
-        processes.check_same(record.start_facts(config, mixture.fingerprint), patience)
         last_beat = lease.last_beat(workdir)
         hold = lease.Lease(workdir, say=say)
-        processes.agree("lease", lambda: resources.enter_context(hold) and None, patience)
+
+        def take_lease() -> None:
+            resources.enter_context(hold)
+
+        processes.agree("lease", take_lease, patience)
         account = Account(
             workdir, devices=mesh.size, began=uniwav_jax.BEGAN, last_beat=last_beat, say=say
         )
@@ -94,6 +111,7 @@ def train(
             ),
             patience,
         )
+        record.check_same_folder(workdir, run["id"])
         offset = starts.position_offset(origin, batch_size)
 
         # ---- state and feature statistics: from the newest checkpoint, an origin, or fresh ----
@@ -101,12 +119,15 @@ def train(
             Checkpoints(workdir / "checkpoints", config, writer=True, say=say)
         )
         watch = Watch(config)
-        resumed = checkpoints.latest is not None
-        first = checkpoints.latest if resumed else starts.first_step(origin)
+        latest = processes.agree("latest", lambda: checkpoints.latest, patience)
+        resumed = latest is not None
+        first = latest if resumed else starts.first_step(origin)
         if resumed:
             statistics = checkpoints.meta(first)["statistics"]
             state = checkpoints.restore(first, prepared.abstract)
-            watch.recall(checkpoints.data(first)["losses"])
+            memory = json.loads(checkpoints.data(first)["memory"])
+            watch.recall(memory["watch"])
+            telemetry.recall(memory["telemetry"])
         elif origin:
             state, statistics = starts.load(origin, config, prepared, say)
         else:
@@ -115,11 +136,14 @@ def train(
             statistics = data.feature_statistics(config, mixture)
         constants = data.as_constants(config, statistics, meshes.replicated(mesh))
         meta = record.checkpoint_meta(config, mixture, statistics, starts.ancestry(origin))
-        account.resume(first)
+        step = first
 
         def open_folder() -> None:
+            account.resume(first)
             telemetry.begin(first, resumed, run["id"])
             record.write_record(workdir, config, first)
+            # Also at an end that nobody asked for.
+            resources.callback(lambda: account.write(step))
             account.write(first)
 
         processes.agree("folder", open_folder, patience)
@@ -141,9 +165,15 @@ def train(
         def validate(step: int) -> None:
             telemetry.row("validation", step, measure(state.params, constants, state.slots))
 
+        def orders() -> dict:
+            return processes.agree(
+                "orders", lambda: clock_orders(config, checkpoints, account, hold), patience
+            )
+
         # ---- loop -----------------------------------------------------------------------------
         stop = min(steps, first + steps_this_run) if steps_this_run else steps
         skip = config.data.skip_slots
+        rows = meshes.local_rows(batch_size, accumulation, mesh)
         loaded = resources.enter_context(
             batches(
                 mixture,
@@ -151,7 +181,7 @@ def train(
                 seed=config.seed,
                 start_step=min(first, stop),
                 stop_step=stop,
-                rows=meshes.local_rows(batch_size, accumulation, mesh),
+                rows=rows,
                 offset=offset,
                 skip=skip,
                 workers=config.data.workers,
@@ -169,19 +199,24 @@ def train(
         signals = resources.enter_context(Signals(say))
         watchdog = Watchdog(config.parallel.watchdog_seconds)
         resources.callback(watchdog.close)
-        step, pending, over = first, None, None
+        pending, caught, over = None, None, orders()["over"]
+        if over is not None:
+            raise TrainingStopped(f"{over}; step {first} is the last one saved.")
         if not resumed and validation is not None:
             with account.of("evaluation"):
+                watchdog.now("the first validation", COMPILING)
                 validate(first)
         if first >= steps:
             say(f"{workdir} is complete: all {steps} steps are done")
         account.enter("data")
         for batch in loaded:
-            account.enter("compile" if step == first else "step")
-            watchdog.now(None if step == first else f"step {step + 1}")
+            begun = step == first
+            account.enter("compile" if begun else "step")
+            watchdog.now(f"step {step + 1}", COMPILING if begun else 1)
             if step == profiled.start:
                 jax.profiler.start_trace(str(workdir / "profile"))
-            seconds = float(batch["samples"].sum()) / mixture.sample_rate
+            # Of all rows, those of the other processes taken to be as long as ours.
+            seconds = float(batch["samples"].sum()) / mixture.sample_rate * batch_size / len(rows)
             placed = meshes.put_batch(batch, batch_size, accumulation, mesh)
             state, metrics = prepared.step(state, constants, placed)
             account.enter("step")
@@ -192,39 +227,38 @@ def train(
             # The metrics of the step before: the device has this one to work on meanwhile.
             if pending is not None:
                 report(telemetry, watch, examples, *pending)
-            pending = (step, metrics, seconds * processes.count())
-            orders = {"save": False, "over": None}
+            pending = (step, metrics, seconds)
+            order = {"save": False, "over": None}
             if step % config.telemetry.log_every == 0:
-                orders = processes.agree(
-                    "orders", lambda: clock_orders(config, checkpoints, account, hold), patience
-                )
+                order = orders()
                 telemetry.row("accounting", step, account.row())
                 if is_writer:
                     account.write(step)
-            over = orders["over"]
-            caught = signals.caught(step)
-            last = step == stop or bool(caught) or over is not None
-            saving = last or orders["save"] or checkpoints.due(step)
+            over, caught = order["over"], signals.caught(step - first)
+            last = step == stop or caught is not None or over is not None
+            saving = last or order["save"] or checkpoints.due(step)
             if saving:
                 # What is written of these steps must not be lost with the process.
                 report(telemetry, watch, examples, *pending)
                 pending = None
             with account.of("evaluation"):
-                watchdog.now(f"what comes after step {step}")
+                watchdog.now(f"what comes after step {step}", COMPILING)
                 if validation is not None and (
                     step % config.telemetry.validate_every == 0 or step == steps
                 ):
                     validate(step)
-                if step % config.telemetry.samples_every == 0 or step == steps:
+                # They can wait when there is little time left to save.
+                if caught is None and (step % config.telemetry.samples_every == 0 or step == steps):
                     samples.write(step, state.params, constants["statistics"])
             with account.of("checkpoint"):
                 checkpoints.poll()
                 if saving:
                     telemetry.flush()
+                    memory = {"watch": watch.memory(), "telemetry": telemetry.memory()}
                     place = {
                         "position": step * batch_size + offset,
                         "fingerprint": mixture.fingerprint,
-                        "losses": watch.losses,
+                        "memory": json.dumps(memory),
                     }
                     checkpoints.save(step, state, place, meta)
                     account.saved(step)
@@ -235,8 +269,6 @@ def train(
         with account.of("checkpoint"):
             watchdog.now(None)
             checkpoints.close()
-        if is_writer:
-            account.write(step)
         saved = f"step {step} is saved; the same command goes on from there"
         if over is not None:
             raise TrainingStopped(f"{over}; {saved}.")
@@ -261,9 +293,11 @@ def report(
 
 def clock_orders(config, checkpoints: Checkpoints, account: Account, hold) -> dict:
     """What the clock of process 0 wants: "save", and "over", why the run must end, or None."""
+    if hold.lost is not None:
+        raise UserError(hold.lost)  # nothing more is written where somebody else trains
     used, budget = account.totals()["chip_hours"], config.training.chip_hours
-    over = hold.lost
-    if over is None and 0 < budget <= used:
+    over = None
+    if 0 < budget <= used:
         over = f"{used:.2f} chip-hours are used, training.chip_hours = {budget}"
     return {"save": checkpoints.overdue(), "over": over}
 

@@ -9,7 +9,6 @@ import threading
 import time
 
 import numpy as np
-from jax.experimental import multihost_utils
 
 from uniwav_jax.errors import TrainingStopped
 from uniwav_jax.parallel import processes
@@ -33,14 +32,14 @@ class Watch:
         self._skipped = 0
         self._losses = collections.deque(maxlen=config.telemetry.spike_window)
 
-    @property
-    def losses(self) -> np.ndarray:
-        """The latest losses, float64, at least one; what `recall` takes after a restart."""
-        return np.asarray(self._losses or [np.nan], np.float64)
+    def memory(self) -> dict:
+        """What `recall` takes after a restart; JSON."""
+        return {"losses": list(self._losses), "skipped": self._skipped}
 
-    def recall(self, losses: np.ndarray) -> None:
-        """Goes on from the losses of a run that stopped."""
-        self._losses.extend(loss for loss in np.asarray(losses).tolist() if np.isfinite(loss))
+    def recall(self, memory: dict) -> None:
+        """Goes on where a run stopped."""
+        self._losses.extend(memory["losses"])
+        self._skipped = memory["skipped"]
 
     def look(self, step: int, metrics: dict) -> None:
         """Raises TrainingStopped when the run is beyond help; metrics are host numbers."""
@@ -100,9 +99,9 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def caught(self, step: int) -> str | None:
-        """ "interrupt", "preemption" or None; to be asked at every step, once."""
-        if processes.count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+    def caught(self, turn: int) -> str | None:
+        """ "interrupt", "preemption" or None; turn = 1, 2, 3, ... asked once each."""
+        if processes.preempted(turn):
             self._caught = "preemption"
         return self._caught
 
@@ -125,19 +124,22 @@ class Watchdog:
     """Ends a run whose steps have stopped coming, with the stacks of all its threads.
 
     Args:
-      seconds: that one piece of work may take; 0 = any.
+      seconds: that one step may take; 0 = any.
     """
 
     def __init__(self, seconds: float):
         self._seconds = seconds
-        self._doing, self._since = None, time.monotonic()
+        self._work = (None, 0.0)  # replaced as a whole, since another thread reads it
         self._ended = threading.Event()
         if seconds > 0:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def now(self, doing: str | None) -> None:
-        """What the run begins to do; None: something without a limit."""
-        self._doing, self._since = doing, time.monotonic()
+    def now(self, doing: str | None, patience: float = 1.0) -> None:
+        """What the run begins to do, and how many times longer than a step it may take.
+
+        None: something without a limit.
+        """
+        self._work = (doing, time.monotonic() + patience * self._seconds)
 
     def close(self) -> None:
         """Stops watching."""
@@ -145,12 +147,12 @@ class Watchdog:
 
     def _watch(self):
         while not self._ended.wait(min(1.0, self._seconds / 4)):
-            doing, took = self._doing, time.monotonic() - self._since
-            if doing is not None and took > self._seconds:
+            doing, deadline = self._work
+            if doing is not None and time.monotonic() > deadline:
                 print(
-                    f"error: {doing} has taken {took:.0f} s, more than parallel.watchdog_seconds = "
-                    f"{self._seconds}; the stacks of all threads follow, then the run ends; the "
-                    "same command goes on from its newest checkpoint.",
+                    f"error: {doing} takes longer than parallel.watchdog_seconds = "
+                    f"{self._seconds} allow; the stacks of all threads follow, then the run ends; "
+                    "the same command goes on from its newest checkpoint.",
                     file=sys.stderr,
                     flush=True,
                 )
