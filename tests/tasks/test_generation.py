@@ -89,7 +89,7 @@ def test_scores_know_the_truth_from_noise(model, speech):
     noise = 0.1 * np.random.default_rng(0).normal(size=len(speech)).astype(np.float32)
     generated = {"model": speech, "floor": noise, "ceiling": speech}
     item = generation_scores.score_item(
-        speech, generated, slice(0, len(speech)), model.inference.feature
+        speech, generated, slice(0, len(speech)), generation.Generator(model)
     )
     assert item["model"]["stoi"] == pytest.approx(1.0, abs=1e-6)
     assert item["model"]["mel_distance"] == 0.0

@@ -112,6 +112,7 @@ class Generator:
 
         self._surface, self._generate, self._sound = surface, generate, sound
         self._condition = jax.jit(inference.condition)
+        self._mel = jax.jit(lambda waveform: inference.feature(waveform))
 
     def batch(self, waveforms: Sequence[np.ndarray], seeds: Sequence[int]) -> Batch:
         """Pads utterances to one length; row k's noise is keyed by seeds[k]."""
@@ -144,6 +145,10 @@ class Generator:
         last = np.ceil(np.asarray(ends) * self.rate / self.hop)
         frame = np.arange(batch.x.shape[1])
         return batch.valid & (frame >= first[:, None]) & (frame < last[:, None])
+
+    def mel(self, waveform: np.ndarray) -> np.ndarray:
+        """Log-mel features [B, T, C] of waveforms [B, S]."""
+        return np.asarray(self._mel(waveform))
 
     def sound(self, x: jax.Array) -> np.ndarray:
         """Normalised features [B, T, C] -> waveforms [B, T * hop]."""

@@ -88,7 +88,7 @@ def score_batch(
             name: splice(true, sound[place, : len(true)], part.start, part.stop, generator.rate)
             for name, sound in sounds.items()
         }
-        items.append(score_item(true, generated, part, generator.pretrained.inference.feature))
+        items.append(score_item(true, generated, part, generator))
     return items
 
 
@@ -132,18 +132,18 @@ def speech_gap(waveform: np.ndarray, seconds: float, sample_rate: int) -> float:
     return float((margin + np.argmax(inner)) * step / sample_rate)
 
 
-def score_item(true: np.ndarray, generated: dict, part: slice, feature) -> dict:
+def score_item(true: np.ndarray, generated: dict, part: slice, generator: Generator) -> dict:
     """STOI and mel distance of each system on the samples of `part`; None where STOI can't be."""
-    first, last = part.start // feature.hop, -(-part.stop // feature.hop)
-    reference = np.asarray(feature(true[None]))[0, first:last]
-    item = {}
-    for name, sound in generated.items():
-        mel = np.asarray(feature(sound[None]))[0, first:last]
-        item[name] = {
-            "stoi": intelligibility(true[part], sound[part], feature.sample_rate),
-            "mel_distance": float(np.abs(mel - reference).mean()),
+    first, last = part.start // generator.hop, -(-part.stop // generator.hop)
+    mels = generator.mel(np.stack([true, *generated.values()]))[:, first:last]
+    distances = np.abs(mels[1:] - mels[0]).mean((1, 2))
+    return {
+        name: {
+            "stoi": intelligibility(true[part], sound[part], generator.rate),
+            "mel_distance": float(distance),
         }
-    return item
+        for (name, sound), distance in zip(generated.items(), distances, strict=True)
+    }
 
 
 def intelligibility(true: np.ndarray, generated: np.ndarray, sample_rate: int) -> float | None:
