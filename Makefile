@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
-# Huge pages for the buffers of each step, which glibc maps anew: docs/PERFORMANCE.md.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+# glibc keeps the large buffers of each step instead of mapping and clearing them anew, in huge pages:
+# docs/PERFORMANCE.md.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:glibc.malloc.arena_max=1
 
 .PHONY: demo test test-all test-slow lint clean
 
