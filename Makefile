@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
-# glibc keeps the large buffers of each step instead of mapping and clearing them anew, in huge pages:
-# docs/PERFORMANCE.md.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=8589934592:glibc.malloc.arena_max=1
+# glibc keeps the large buffers of each step, in huge pages, instead of mapping and clearing them
+# anew: docs/PERFORMANCE.md. (Of several GLIBC_TUNABLES a child process would see the first alone.)
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+export MALLOC_MMAP_MAX_ ?= 0
+export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
+export MALLOC_ARENA_MAX ?= 1
 
 .PHONY: demo test test-all test-slow lint clean
 
