@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 import pytest
 
@@ -13,6 +14,11 @@ from tests import runs  # noqa: E402
 
 # Eight faked devices, so that sharded programs run in the same process; set before JAX starts.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+# Programs that a shell starts in the background ignore Ctrl-C, and so would those that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
