@@ -48,6 +48,16 @@ class Update:
     metrics: Callable[..., dict]
 
 
+def fresh_slots(params, fresh, source, *, refused, reset) -> tuple[dict, list[str]]:
+    """`Recipe.adopt` of a recipe that takes no slots from another run."""
+    return fresh, []
+
+
+def no_activations(params, constants, slots, batch) -> list[tuple[str, jax.Array]]:
+    """`Recipe.activations` of a recipe that shows none."""
+    return []
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """A model with its updates.
@@ -68,6 +78,6 @@ class Recipe:
     updates: tuple[Update, ...]
     validate: Callable[..., Outputs]
     summarize: Callable[[Outputs], dict]
-    resettable: tuple[str, ...]
-    adopt: Callable[..., tuple[dict, list[str]]]
-    activations: Callable[..., list[tuple[str, jax.Array]]]
+    resettable: tuple[str, ...] = ()
+    adopt: Callable[..., tuple[dict, list[str]]] = fresh_slots
+    activations: Callable[..., list[tuple[str, jax.Array]]] = no_activations
