@@ -84,7 +84,7 @@ def train(shards, workdir, *arguments, processes=1, devices=1, x64=False, **chan
 
 
 def losses(workdir) -> np.ndarray:
-    """[steps, loss / encoder_loss / decoder_loss / masked_fraction]; every step stands once."""
+    """Float64 [steps, 5], columns as in `names`; every step stands once."""
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["kind"] == "train"]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     names = ("loss", "encoder_loss", "decoder_loss", "masked_fraction", "gradient_norm")

@@ -168,6 +168,7 @@ def test_nobody_outlives_a_killed_launcher(launch, tmp_path):
     children = pids(tmp_path)
     process.kill()
     wait_until(lambda: not any(map(alive, children)))
+    assert not any(map(alive, children))
 
 
 def test_what_a_process_has_started_ends_with_it(launch, tmp_path):

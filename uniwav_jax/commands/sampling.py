@@ -2,7 +2,7 @@
 
 
 def add_sampling_arguments(parser) -> None:
-    """--workdir, --step, --input, --output --picture and how the field is integrated."""
+    """--workdir, --step, --input, --output, --picture and how the field is integrated."""
     parser.add_argument("--workdir", required=True, help="the run")
     parser.add_argument("--step", type=int, help="checkpoint; default: the newest")
     parser.add_argument("--input", required=True, help="an audio file")
