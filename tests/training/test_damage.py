@@ -296,7 +296,7 @@ def test_both_checkpoints_damaged(copy, config):
 
 
 def test_a_run_killed_in_its_first_save_begins_anew(copy, config):
-    """Nothing was saved yet, so nothing is lost; what the save left is cleared away."""
+    """Nothing was saved yet; what the save left is out of the way, as it is."""
     folder = copy()
     shutil.rmtree(folder / "checkpoints" / "3")
     (folder / "checkpoints" / "6" / "checksums.json").unlink()
@@ -305,6 +305,16 @@ def test_a_run_killed_in_its_first_save_begins_anew(copy, config):
     ) as checkpoints:
         assert checkpoints.latest is None and checkpoints.steps == []
     assert list((folder / "checkpoints").iterdir()) == []
+    assert (folder / "damaged" / "6-1" / "state").is_dir()
+
+
+def test_a_run_copied_without_its_checksums_is_not_begun_anew(copy, config):
+    folder = copy()
+    for step in ("3", "6"):
+        (folder / "checkpoints" / step / "checksums.json").unlink()
+    with pytest.raises(UserError, match="no checkpoint of .* can be used"):
+        Checkpoints(folder / "checkpoints", config, writer=True, say=lambda _: None)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["3", "6"]
 
 
 @pytest.mark.parametrize(
