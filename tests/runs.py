@@ -8,6 +8,12 @@ import subprocess
 import sys
 import tempfile
 
+import jax
+import numpy as np
+
+from uniwav_jax.parallel.mesh import make_mesh
+from uniwav_jax.training.program import abstract_state
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CACHE = pathlib.Path(tempfile.mkdtemp(prefix="programs-"))
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
@@ -62,6 +68,15 @@ def run(*arguments, status: int | None = 0, **options) -> subprocess.CompletedPr
     )
     assert status is None or result.returncode == status, result.stderr[-3000:]
     return result
+
+
+def arrays(checkpoints, step: int, config) -> dict:
+    """Every array of the state in a checkpoint, by its path, on one device."""
+    with config.unlocked():
+        config.parallel.update(data=1, fsdp=1, tensor=1)
+    abstract = abstract_state(config, make_mesh(config.parallel, jax.devices()[:1]))
+    leaves = jax.tree_util.tree_leaves_with_path(checkpoints.restore(step, abstract))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def train(shards, workdir, *arguments, status: int | None = 0, **changed):

@@ -12,7 +12,6 @@ the rows of metrics too, but for the clock. Linux only. Exit status 1: something
 import argparse
 import collections
 import dataclasses
-import functools
 import json
 import pathlib
 import random
@@ -24,17 +23,11 @@ import sys
 import tempfile
 import time
 
-import jax
 import numpy as np
 
 from tests import runs
-from uniwav_jax import recipes
-from uniwav_jax.parallel.mesh import make_mesh
-from uniwav_jax.parallel.sharding import shardings
-from uniwav_jax.training import optimizer
-from uniwav_jax.training.checkpoint import Checkpoints, abstract_state
+from uniwav_jax.training.checkpoint import Checkpoints
 from uniwav_jax.training.record import read_run
-from uniwav_jax.training.state import initial_state
 from uniwav_jax.training.telemetry import read_rows
 
 EVERY = 8  # steps between checkpoints
@@ -190,15 +183,8 @@ def differences(one: pathlib.Path, other: pathlib.Path, step: int) -> list[str]:
 def state(run: pathlib.Path, step: int) -> dict[str, np.ndarray]:
     """Every array of the train state in checkpoint `step`, by its path."""
     config = read_run(run)["config"]
-    with config.unlocked():
-        config.parallel.update(data=1, fsdp=1, tensor=1)
-    transform = optimizer.build(config.optimizer)
-    make_state = functools.partial(initial_state, recipes.build(config), transform, config.seed)
-    mesh = make_mesh(config.parallel, jax.devices()[:1])
-    abstract = abstract_state(make_state, lambda tree: shardings(tree, mesh))
     with Checkpoints(run / "checkpoints", config) as checkpoints:
-        leaves = jax.tree_util.tree_leaves_with_path(checkpoints.restore(step, abstract))
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+        return runs.arrays(checkpoints, step, config)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,16 @@
 """Seconds by a fake clock: each stands once, also through kills, restarts and damage."""
 
 import json
+import types
 
+import jax.numpy as jnp
 import pytest
 
+from configs.common import base
 from uniwav_jax.training.accounting import KINDS, Account
+from uniwav_jax.training.checkpoint import Checkpoints
+from uniwav_jax.training.state import TrainState
+from uniwav_jax.training.train import clock_orders
 
 
 class Clock:
@@ -191,6 +197,40 @@ def test_attempts_may_use_other_numbers_of_devices(tmp_path, clock):
     total = check(second.totals())
     assert total["wall"] == 49 + 15 and total["down"] == 1000
     assert total["chip_hours"] == pytest.approx((8 * 49 + 2 * 15) / 3600)
+
+
+def test_a_budget_of_chip_hours_counts_all_attempts(tmp_path, clock):
+    """Two attempts of 49 s on 8 devices are 0.218 chip-hours."""
+    hold = types.SimpleNamespace(lost=None)
+    config = base()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", config, writer=True, clock=clock)
+    advance(begin(tmp_path, clock, 0, devices=8), clock, 0, 10)
+    second = begin(tmp_path, clock, 10, devices=8)
+    config.training.chip_hours = 0.2
+    assert clock_orders(config, checkpoints, second, hold)["over"] is None
+    advance(second, clock, 10, 10)
+    over = clock_orders(config, checkpoints, second, hold)["over"]
+    assert over == "0.22 chip-hours are used, training.chip_hours = 0.2"
+    config.training.chip_hours = 0.0  # no limit
+    assert clock_orders(config, checkpoints, second, hold)["over"] is None
+    checkpoints.close()
+
+
+def test_a_save_every_so_many_minutes_on_the_clock(tmp_path, clock):
+    config = base()
+    config.checkpoint.minutes = 10.0
+    with Checkpoints(tmp_path, config, writer=True, clock=clock) as checkpoints:
+        clock.wait(599)
+        assert not checkpoints.overdue()
+        clock.wait(1)
+        assert checkpoints.overdue()
+        state = TrainState(jnp.asarray(1), {}, {}, {})
+        checkpoints.save(1, state, {"position": 1}, {"note": ""})
+        assert not checkpoints.overdue()
+        clock.wait(600)
+        assert checkpoints.overdue()
+        config.checkpoint.minutes = 0.0  # by steps alone
+        assert not checkpoints.overdue()
 
 
 @pytest.mark.parametrize(

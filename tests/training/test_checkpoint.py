@@ -1,25 +1,14 @@
 """Checkpoints: what comes back, onto which mesh, and what is kept."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
 
-from uniwav_jax import recipes
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel.mesh import make_mesh
-from uniwav_jax.parallel.sharding import shardings
-from uniwav_jax.training import optimizer
-from uniwav_jax.training.checkpoint import Checkpoints, abstract_state
+from uniwav_jax.training.checkpoint import Checkpoints
+from uniwav_jax.training.program import abstract_state, state_maker
 from uniwav_jax.training.record import read_run
-from uniwav_jax.training.state import initial_state
-
-
-def starter(config):
-    """The function that builds the run's first state."""
-    transform = optimizer.build(config.optimizer)
-    return functools.partial(initial_state, recipes.build(config), transform, config.seed)
 
 
 def restored(folder, config, devices, **axes):
@@ -27,9 +16,8 @@ def restored(folder, config, devices, **axes):
     with config.unlocked():
         config.parallel.update({"data": 1, "fsdp": 1, "tensor": 1} | axes)
     mesh = make_mesh(config.parallel, jax.devices()[:devices])
-    abstract = abstract_state(starter(config), lambda tree: shardings(tree, mesh))
     with Checkpoints(folder / "checkpoints", config) as checkpoints:
-        return checkpoints.restore(6, abstract)
+        return checkpoints.restore(6, abstract_state(config, mesh))
 
 
 @pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
@@ -45,11 +33,22 @@ def test_any_mesh_restores_the_same_state(small_run, axes):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
 
 
+def test_what_is_not_wanted_of_the_optimizer_is_not_read(small_run):
+    config = read_run(small_run)["config"]
+    abstract = abstract_state(config, make_mesh(config.parallel, jax.devices()[:1]))
+    with Checkpoints(small_run / "checkpoints", config) as checkpoints:
+        whole = checkpoints.restore(6, abstract)
+        part = checkpoints.restore(6, abstract, optimizer=False)
+    assert {leaf for leaf in jax.tree.leaves(part.opt_state)} == {...}
+    for a, b in zip(*(jax.tree.leaves((s.params, s.slots)) for s in (whole, part)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_the_newest_are_kept_and_those_of_every_so_many_steps(tmp_path, small_run):
     config = read_run(small_run)["config"]
     with config.unlocked():
         config.checkpoint.update(every=1, keep=2, keep_every=4)
-    state = jax.jit(starter(config))()
+    state = jax.jit(state_maker(config))()
     with Checkpoints(tmp_path / "c", config, writer=True) as checkpoints:
         for step in range(1, 8):
             checkpoints.save(step, state, {"position": step}, {"note": f"step {step}"})

@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import functools
 import json
 import os
 import pathlib
@@ -11,23 +10,16 @@ import shutil
 import subprocess
 import sys
 
-import jax
-import numpy as np
 import pytest
 
 from tests import runs
 from tests.training.test_train import assert_same_run
-from uniwav_jax import recipes
 from uniwav_jax.errors import UserError
-from uniwav_jax.parallel.mesh import make_mesh
-from uniwav_jax.parallel.sharding import shardings
 from uniwav_jax.tasks import pretrained
-from uniwav_jax.training import optimizer
 from uniwav_jax.training.accounting import read_attempts
-from uniwav_jax.training.checkpoint import Checkpoints, abstract_state, as_dict
+from uniwav_jax.training.checkpoint import Checkpoints
 from uniwav_jax.training.lease import Lease, last_beat
-from uniwav_jax.training.record import known_origin, read_run
-from uniwav_jax.training.state import initial_state
+from uniwav_jax.training.record import known_run, read_run
 from uniwav_jax.training.telemetry import drop_rows_after, read_rows
 
 # Seconds after which a case counts as hung: all stacks are printed and the tests end.
@@ -116,16 +108,9 @@ def config(small_run):
 @pytest.fixture(scope="module")
 def restored(config):
     """(folder, step) -> every array of the state, by its path."""
-    with config.unlocked():
-        config.parallel.update(data=1, fsdp=1, tensor=1)
-    transform = optimizer.build(config.optimizer)
-    start = functools.partial(initial_state, recipes.build(config), transform, config.seed)
-    mesh = make_mesh(config.parallel, jax.devices()[:1])
-    abstract = abstract_state(start, lambda tree: shardings(tree, mesh))
 
     def read(checkpoints, step):
-        leaves = jax.tree_util.tree_leaves_with_path(as_dict(checkpoints.restore(step, abstract)))
-        arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+        arrays = runs.arrays(checkpoints, step, config)
         meta, data = checkpoints.meta(step), checkpoints.data(step)
         return {name: (a.dtype, a.tobytes()) for name, a in arrays.items()}, meta, data
 
@@ -206,7 +191,7 @@ def test_80_damaged_run_json(copy):
         with sentence_or_nothing(what, errors):
             found.append(read_run(folder))
         with sentence_or_nothing(what, errors):
-            found.append(known_origin(folder)["origin"] if path.exists() else None)
+            found.append(known_run(folder)["origin"] if path.exists() else None)
         with sentence_or_nothing(what, errors):
             pretrained.load(folder)
         assert all(str(path) in error or "holds no run" in error for error in errors), what

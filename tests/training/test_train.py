@@ -192,6 +192,24 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoints_before_it_are_whole(
     assert_same_run(small_run, folder, 6)
 
 
+@pytest.mark.slow
+def test_a_budget_of_chip_hours_stops_the_run_with_a_checkpoint(small_shards, small_run, tmp_path):
+    """One used up before the first step, one that ends some steps later, and one raised again."""
+    folder = tmp_path / "run"
+    at_once = runs.train(small_shards, folder, status=3, training__chip_hours=1e-9)
+    assert "training.chip_hours = 1e-09; nothing is saved yet" in at_once.stderr
+    assert not (folder / "checkpoints").exists() or not pretrained.steps(folder)
+    seconds = json.loads((folder / "report.json").read_text())["totals"]["wall"]
+    fields = {"training__chip_hours": (seconds + 10) / 3600, "training__steps": 3000}
+    later = tmp_path / "later"
+    stopped = runs.train(small_shards, later, status=3, **fields)
+    (step,) = pretrained.steps(later)[-1:]
+    assert f"; step {step} is saved; the same command goes on from there" in stopped.stderr
+    assert 0 < step < 3000
+    runs.train(small_shards, folder)
+    assert_same_run(small_run, folder, 6)
+
+
 def test_a_trace_is_written(small_shards, tmp_path):
     runs.train(small_shards, tmp_path / "run", "--profile", "1:3")
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))

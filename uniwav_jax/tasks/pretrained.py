@@ -11,15 +11,13 @@ import jax
 import numpy as np
 
 from uniwav_jax import config as configs
-from uniwav_jax import recipes
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel.mesh import make_mesh, replicated
-from uniwav_jax.parallel.sharding import shardings
 from uniwav_jax.recipes.inference import Inference
-from uniwav_jax.training import data, optimizer
-from uniwav_jax.training.checkpoint import Checkpoints, abstract_state
+from uniwav_jax.training import data
+from uniwav_jax.training.checkpoint import Checkpoints
+from uniwav_jax.training.program import abstract_state, state_maker
 from uniwav_jax.training.record import read_run
-from uniwav_jax.training.state import initial_state
 
 # Utterances are padded to a multiple of so many frames, so that few programs are compiled.
 BUCKET_FRAMES = 128
@@ -53,8 +51,9 @@ class Pretrained:
     def untrained(self) -> "Pretrained":
         """The same run before its first step, with the same statistics."""
         # Placed like restored arrays, so that both run the same compiled programs.
-        placement = jax.tree.map(lambda leaf: leaf.sharding, _abstract(self.config))
-        state = jax.jit(functools.partial(_start, self.config), out_shardings=placement)()
+        abstract = abstract_state(self.config, _mesh(self.config))
+        placement = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        state = jax.jit(state_maker(self.config), out_shardings=placement)()
         return dataclasses.replace(self, step=0, params=state.params, slots=state.slots)
 
     def frames(self, samples: int) -> int:
@@ -107,7 +106,7 @@ def load(workdir, step: int | None = None) -> Pretrained:
             raise UserError(f"{workdir} has no checkpoint yet; train it first.")
         step = checkpoints.latest if step is None else step
         statistics = checkpoints.meta(step)["statistics"]
-        state = checkpoints.restore(step, _abstract(config))
+        state = checkpoints.restore(step, abstract_state(config, _mesh(config)))
     constants = data.as_constants(config, statistics, replicated(_mesh(config)))
     return Pretrained(config, step, state.params, state.slots, constants["statistics"])
 
@@ -176,14 +175,5 @@ def _row(outputs: dict, row: int, length: int) -> dict:
     }
 
 
-def _start(config):
-    return initial_state(recipes.build(config), optimizer.build(config.optimizer), config.seed)
-
-
 def _mesh(config):
     return make_mesh(config.parallel, jax.devices()[:1])
-
-
-def _abstract(config):
-    mesh = _mesh(config)
-    return abstract_state(functools.partial(_start, config), lambda tree: shardings(tree, mesh))

@@ -11,7 +11,6 @@ import soundfile
 
 from data_pipelines.files import atomic_write, write_json
 from data_pipelines.loader import batches, places
-from data_pipelines.order import after_skips
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel import mesh as meshes
 from uniwav_jax.parallel.sharding import path_name
@@ -92,8 +91,7 @@ def replay(workdir, step: int, *, shards: str = "", say=print) -> dict:
     after, metrics = prepared.step(state, constants, placed)
     metrics = jax.device_get(metrics)
     found = look_into(prepared, before, after, constants, placed)
-    drawn = range((step - 1) * batch_size + offset, step * batch_size + offset)
-    positions = [after_skips(position, config.data.skip_slots) for position in drawn]
+    positions = data.drawn(step, batch_size, offset, config.data.skip_slots)
     losses = example_losses(prepared, before, constants, batch)
     examples = [
         {"row": row, "loss": loss, "score": robust_score(loss, np.delete(losses, row)), **place}

@@ -59,8 +59,8 @@ class Checkpoints:
       directory: where they lie; created if missing.
       config: its `checkpoint` fields say when to save (`every` steps, `minutes`) and what stays:
         the newest `keep`, and for good those whose step is a multiple of `keep_every`.
-      writer: whether this is the run itself, which sets damaged checkpoints aside and clears what
-        a killed save left behind; a reader must not, since the run may be saving at that moment.
+      writer: whether this is the run itself, which sets checkpoints aside that are damaged or that
+        a killed save left; a reader must not, since the run may be saving at that moment.
       say: takes sentences for the user.
       clock: seconds, for `checkpoint.minutes`.
     """
@@ -161,10 +161,19 @@ class Checkpoints:
         self._check(step)
         return self._checkpointer.load_checkpointables(step, {"data": None})["data"]
 
-    def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state of a checkpoint onto the shapes, dtypes and shardings of `abstract`."""
+    def restore(self, step: int, abstract: TrainState, *, optimizer: bool = True) -> TrainState:
+        """The state of a checkpoint onto the shapes, dtypes and shardings of `abstract`.
+
+        Args:
+          step: of the checkpoint.
+          abstract: what is wanted.
+          optimizer: False leaves the optimiser's arrays on the disk; `...` stands for each.
+        """
         self._check(step)
-        loaded = self._checkpointer.load_checkpointables(step, {"state": as_dict(abstract)})
+        wanted = as_dict(abstract)
+        if not optimizer:
+            wanted["opt_state"] = jax.tree.map(lambda _: ocp.PLACEHOLDER, wanted["opt_state"])
+        loaded = self._checkpointer.load_checkpointables(step, {"state": wanted})
         return TrainState(**loaded["state"])
 
     def close(self) -> None:
@@ -191,9 +200,13 @@ class Checkpoints:
         Every process reads its share of the files and all come to the same conclusion.
 
         Raises:
-          UserError: to a writer, when none is left: it would begin the run anew.
+          UserError: to a writer, when none is left: it would begin the run anew; to a reader, when
+            nothing was ever saved.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
+        if writer:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        elif not self.directory.is_dir():
+            raise UserError(f"{self.directory.parent} has no checkpoint yet; train it first.")
         for step in processes.agree("steps", self._listed, self._seconds):
             found = self._problems(step)
             if not found:
@@ -343,13 +356,3 @@ def is_full_disk(error: BaseException) -> bool:
 def as_dict(state: TrainState) -> dict:
     """The state's fields as a plain dict, one level deep."""
     return {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-
-
-def abstract_state(make_state, shardings_of) -> TrainState:
-    """Shapes, dtypes and shardings of the state that `make_state()` would build."""
-    shapes = jax.eval_shape(make_state)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings_of(shapes),
-    )

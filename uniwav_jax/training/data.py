@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from data_pipelines.index import SPLITS, read_index
 from data_pipelines.loader import batches
 from data_pipelines.mixture import Mixture, open_mixture, parse_spec
+from data_pipelines.order import after_skips
 from uniwav_jax import features
 from uniwav_jax.errors import UserError
 from uniwav_jax.features.normalization import measure
@@ -101,6 +102,16 @@ def cut(loaded, count: int):
     for start, batch in zip(itertools.count(0, STATISTICS_BATCH), loaded, strict=False):
         rows = np.arange(start, start + STATISTICS_BATCH)
         yield batch | {"samples": np.where(rows < count, batch["samples"], 0)}
+
+
+def drawn(step: int, batch_size: int, offset: int, skip) -> list[int]:
+    """Positions of the order that a step, counted from 1, is made of, ascending.
+
+    Args:
+      offset, skip: as `batches` takes them.
+    """
+    first = (step - 1) * batch_size + offset
+    return [after_skips(position, skip) for position in range(first, first + batch_size)]
 
 
 def as_constants(config, statistics: dict, sharding) -> dict:

@@ -12,7 +12,6 @@ from uniwav_jax.parallel import mesh as meshes
 from uniwav_jax.parallel.sharding import shardings
 from uniwav_jax.recipes.interface import Recipe
 from uniwav_jax.training import optimizer
-from uniwav_jax.training.checkpoint import abstract_state
 from uniwav_jax.training.state import TrainState, initial_state
 from uniwav_jax.training.step import make_step
 
@@ -58,12 +57,27 @@ def build(config) -> Program:
     recipe = recipes.build(config)
     transform = optimizer.build(config.optimizer)
     rate = optimizer.schedule(config.optimizer, config.training.steps)
-    make_state = functools.partial(initial_state, recipe, transform, config.seed)
-    abstract = abstract_state(make_state, lambda tree: shardings(tree, mesh))
+    abstract = abstract_state(config, mesh)
     placement = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = jax.jit(
         make_step(recipe, transform, rate),
         donate_argnums=0,
         out_shardings=(placement, meshes.replicated(mesh)),
     )
-    return Program(mesh, recipe, rate, make_state, abstract, step)
+    return Program(mesh, recipe, rate, state_maker(config), abstract, step)
+
+
+def state_maker(config) -> Callable[[], TrainState]:
+    """() -> the state before step 0."""
+    transform = optimizer.build(config.optimizer)
+    return functools.partial(initial_state, recipes.build(config), transform, config.seed)
+
+
+def abstract_state(config, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of a config's state on a mesh: what a restore wants."""
+    shapes = jax.eval_shape(state_maker(config))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings(shapes, mesh),
+    )

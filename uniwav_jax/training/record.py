@@ -87,13 +87,16 @@ def check_same_folder(workdir: pathlib.Path, run_id: str) -> None:
         )
 
 
-def known_origin(workdir: pathlib.Path) -> dict:
-    """{"origin": ...} of the run in the folder, {} if there is none.
+def known_run(workdir: pathlib.Path) -> dict:
+    """{"origin", "skip_slots"} of the run in the folder, {} if there is none.
 
     Raises:
       UserError: its run.json is damaged.
     """
-    return {"origin": read_run(workdir)["origin"]} if (workdir / "run.json").exists() else {}
+    if not (workdir / "run.json").exists():
+        return {}
+    run = read_run(workdir)
+    return {"origin": run["origin"], "skip_slots": list(run["config"].data.skip_slots)}
 
 
 def read_run(workdir) -> dict:

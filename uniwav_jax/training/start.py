@@ -6,7 +6,6 @@ under a new config.
 """
 
 import dataclasses
-import functools
 import itertools
 import pathlib
 import re
@@ -18,12 +17,11 @@ from data_pipelines.order import after_skips
 from uniwav_jax import recipes
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel import processes
-from uniwav_jax.parallel.sharding import path_name, shardings
-from uniwav_jax.training import optimizer
-from uniwav_jax.training.checkpoint import Checkpoints, abstract_state
-from uniwav_jax.training.program import Program
+from uniwav_jax.parallel.sharding import path_name
+from uniwav_jax.training.checkpoint import Checkpoints
+from uniwav_jax.training.program import Program, abstract_state
 from uniwav_jax.training.record import read_run
-from uniwav_jax.training.state import TrainState, initial_state
+from uniwav_jax.training.state import TrainState
 
 INIT, BRANCH = "init-from", "branch-from"
 STATISTICS = "statistics"
@@ -92,7 +90,7 @@ def origin_of(start: Start, prepared: Program, say) -> dict:
         name, step = start.source, ""
     path = pathlib.Path(name).resolve()
     run = read_run(path)
-    source = _abstract_of(run["config"], prepared.mesh)
+    source = abstract_state(run["config"], prepared.mesh)
     if start.kind == BRANCH:
         _check_shapes(source, prepared.abstract, path)
     elif not _taken(start.parameters, source.params, prepared.abstract.params):
@@ -159,7 +157,11 @@ def load(origin: dict, config, prepared: Program, say):
     # `origin_of` has said what there is to say of the other checkpoints.
     with Checkpoints(path / "checkpoints", run["config"], say=lambda _: None) as checkpoints:
         statistics = checkpoints.meta(origin["step"])["statistics"]
-        source = checkpoints.restore(origin["step"], _abstract_of(run["config"], prepared.mesh))
+        source = checkpoints.restore(
+            origin["step"],
+            abstract_state(run["config"], prepared.mesh),
+            optimizer=origin["kind"] == BRANCH,
+        )
     if STATISTICS in origin["reset"]:
         statistics = None
     elif len(statistics["mean"]) != config.features.channels:
@@ -215,12 +217,6 @@ def _taken(pattern: str, offered, wanted) -> set[str]:
     }
 
 
-def _abstract_of(config, mesh) -> TrainState:
-    recipe, transform = recipes.build(config), optimizer.build(config.optimizer)
-    make = functools.partial(initial_state, recipe, transform, config.seed)
-    return abstract_state(make, lambda tree: shardings(tree, mesh))
-
-
 def _by_path(tree) -> dict:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
@@ -236,8 +232,13 @@ def _check_shapes(source: TrainState, wanted: TrainState, path) -> None:
             )
 
 
-def inherit_skips(config, origin: dict | None) -> None:
+def inherit_skips(config, origin: dict | None, known=()) -> None:
     """Puts the ranges of slots that `config` leaves out in order; a branch adds its source's.
+
+    Args:
+      config: of the run; changed.
+      origin: from `origin_of`.
+      known: what the run in the folder leaves out; taken when `config` names nothing.
 
     Raises:
       UserError: the branch itself leaves out slots that its source has drawn already.
@@ -245,14 +246,15 @@ def inherit_skips(config, origin: dict | None) -> None:
     branch = origin is not None and origin["kind"] == BRANCH
     before = [tuple(pair) for pair in origin["skip_slots"]] if branch else []
     drawn = after_skips(origin["position"], before) if branch else 0
-    for first, end in config.data.skip_slots:
+    asked = config.data.skip_slots or [tuple(pair) for pair in known]
+    for first, end in asked:
         if (first, end) not in before and first < drawn:
             raise UserError(
                 f"--skip-slots {first}:{end} begins before slot {drawn}, where the branch begins; "
                 f"branch from an earlier checkpoint of {origin['run']}."
             )
     with config.unlocked():
-        config.data.skip_slots = merge_skips(before, config.data.skip_slots)
+        config.data.skip_slots = merge_skips(before, asked)
 
 
 def merge_skips(old, new) -> tuple[tuple[int, int], ...]:

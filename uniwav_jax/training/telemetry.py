@@ -88,16 +88,19 @@ class Telemetry:
 
     def train(self, step: int, metrics: dict, seconds_of_audio: float) -> None:
         """Takes the host copy of one step's metrics; writes their mean every `log_every` steps."""
-        if not self.writer:
-            return
-        self._bar.update(1)
+        if self.writer:
+            self._bar.update(1)
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + np.asarray(value, np.float64)
         self._steps_in_window += 1
         self._steps_timed += 1
         self._seconds_of_audio += seconds_of_audio
         if step % self.log_every == 0:
-            self._write_window(step)
+            if self.writer:
+                self._write_window(step)
+            self._sums, self._steps_in_window = {}, 0
+            self._steps_timed, self._seconds_of_audio = 0, 0.0
+            self._window_start = time.monotonic()
 
     def row(self, kind: str, step: int, metrics: dict) -> None:
         """Writes one row of `kind` ("train", "validation")."""
@@ -185,9 +188,6 @@ class Telemetry:
             words = ", ".join(f"{name} {value}" for name, value in shown.items())
             self.say(f"step {step}: {words}, {left:.0f} min left")
         self._bar.set_postfix(shown)
-        self._sums, self._steps_in_window = {}, 0
-        self._steps_timed, self._seconds_of_audio = 0, 0.0
-        self._window_start = time.monotonic()
 
 
 def as_line(row: dict) -> str:

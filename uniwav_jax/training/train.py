@@ -8,7 +8,6 @@ import jax
 
 import uniwav_jax
 from data_pipelines.loader import batches, places
-from data_pipelines.order import after_skips
 from uniwav_jax import config as configs
 from uniwav_jax.errors import Preempted, TrainingStopped, UserError
 from uniwav_jax.parallel import mesh as meshes
@@ -100,10 +99,10 @@ def train(
         account = Account(
             workdir, devices=mesh.size, began=uniwav_jax.BEGAN, last_beat=last_beat, say=say
         )
-        known = processes.agree("known", lambda: record.known_origin(workdir), patience)
+        known = processes.agree("known", lambda: record.known_run(workdir), patience)
         anew = start is not None and not known
         origin = starts.origin_of(start, prepared, say) if anew else known.get("origin")
-        starts.inherit_skips(config, origin)
+        starts.inherit_skips(config, origin, known.get("skip_slots", ()))
         run = processes.agree(
             "workdir",
             lambda: record.claim_workdir(
@@ -189,8 +188,7 @@ def train(
         )
 
         def examples(step: int) -> dict:
-            drawn = range((step - 1) * batch_size + offset, step * batch_size + offset)
-            found = [after_skips(position, skip) for position in drawn]
+            found = data.drawn(step, batch_size, offset, skip)
             return {
                 "slots": [found[0], found[-1] + 1],
                 "examples": places(mixture, config.seed, found),
@@ -201,7 +199,8 @@ def train(
         resources.callback(watchdog.close)
         pending, caught, over = None, None, orders()["over"]
         if over is not None:
-            raise TrainingStopped(f"{over}; step {first} is the last one saved.")
+            saved = f"step {first} is the last one saved" if resumed else "nothing is saved yet"
+            raise TrainingStopped(f"{over}; {saved}.")
         if not resumed and validation is not None:
             with account.of("evaluation"):
                 watchdog.now("the first validation", COMPILING)
@@ -218,7 +217,8 @@ def train(
             # Of all rows, those of the other processes taken to be as long as ours.
             seconds = float(batch["samples"].sum()) / mixture.sample_rate * batch_size / len(rows)
             placed = meshes.put_batch(batch, batch_size, accumulation, mesh)
-            state, metrics = prepared.step(state, constants, placed)
+            with jax.transfer_guard("disallow"):
+                state, metrics = prepared.step(state, constants, placed)
             account.enter("step")
             step += 1
             if step == profiled.stop:
