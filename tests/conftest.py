@@ -22,8 +22,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_addoption(parser):
-    """`--update-golden` rewrites tests/golden instead of comparing with it."""
+    """What the tests may be told on the command line."""
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden/*.txt")
+    parser.addoption(
+        "--planted-step",
+        type=int,
+        default=40,
+        help="the step at which tests/tasks/test_replay.py plants a bad example (default 40)",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -311,11 +311,14 @@ class Attempt:
         subprocess.run(["kill", f"-{plan.signal.value}", str(victim[plan.victim])], check=True)
 
     def status(self) -> int | None:
-        """Waits for the end; the launcher's exit status, None if it does not come."""
-        try:
-            status = self.launcher.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            return None
+        """Waits for the end as long as steps come; the launcher's exit status, None without one."""
+        step, deadline = -1, 0.0
+        while (status := self.launcher.poll()) is None:
+            if self.trained() > step:
+                step, deadline = self.trained(), time.monotonic() + PATIENCE
+            elif time.monotonic() > deadline:
+                return None
+            time.sleep(0.01)
         deadline = time.monotonic() + 10.0
         while self.alive() and time.monotonic() < deadline:
             time.sleep(0.01)

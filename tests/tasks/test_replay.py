@@ -16,11 +16,11 @@ from uniwav_jax.tasks.replay import replay
 from uniwav_jax.training import data
 from uniwav_jax.training.telemetry import read_rows
 
-RATE, STEP, STEPS, BATCH = 16_000, 40, 46, 8
+RATE, BATCH, AFTER = 16_000, 8, 6
 
 
-def write_shards(folder, bad: str = "") -> None:
-    """240 utterances of 2.56 s of quiet coloured noise; the one named `bad` is loud white noise."""
+def write_shards(folder, count: int, bad: str = "") -> None:
+    """Utterances of 2.56 s of quiet coloured noise; the one named `bad` is loud white noise."""
 
     def load(utterance):
         seed = int.from_bytes(hashlib.sha256(utterance.id.encode()).digest()[:4], "big")
@@ -31,7 +31,8 @@ def write_shards(folder, bad: str = "") -> None:
         return Audio((0.01 * smooth).astype(np.float32), RATE, [])
 
     utterances = [
-        Utterance(id=f"u/{k}", recording="", speaker=f"s{k % 6}", split="train") for k in range(240)
+        Utterance(id=f"u/{k}", recording="", speaker=f"s{k % 6}", split="train")
+        for k in range(count)
     ]
     write(Corpus("noise", "CC0-1.0", "noise", "nobody", utterances, load), folder, sample_rate=RATE)
 
@@ -46,31 +47,32 @@ def drawn(shards, step: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory):
-    """(shards, id): the bad record is drawn at STEP for the first time.
+def planted(pytestconfig, tmp_path_factory):
+    """(shards, id, step): the bad record is drawn at that step for the first time.
 
     The order follows from ids and lengths alone, so it is known before the audio.
     """
-    root = tmp_path_factory.mktemp("planted")
-    write_shards(root / "clean")
-    before = {name for step in range(1, STEP) for name in drawn(root / "clean", step)}
-    after = {name for step in range(STEP + 1, STEPS + 1) for name in drawn(root / "clean", step)}
-    bad = next(n for n in drawn(root / "clean", STEP) if n not in before and n not in after)
-    write_shards(root / "shards", bad)
-    return root / "shards", bad
+    step, root = pytestconfig.getoption("--planted-step"), tmp_path_factory.mktemp("planted")
+    count = max(240, 6 * step)
+    write_shards(root / "clean", count)
+    others = [k for k in range(1, step + AFTER + 1) if k != step]
+    elsewhere = {name for k in others for name in drawn(root / "clean", k)}
+    bad = next(name for name in drawn(root / "clean", step) if name not in elsewhere)
+    write_shards(root / "shards", count, bad)
+    return root / "shards", bad, step
 
 
-def train(shards, folder, *arguments, **changed):
+def train(shards, folder, step, *arguments, **changed):
     return runs.train(
         shards,
         folder,
         *arguments,
-        training__steps=STEPS,
+        training__steps=step + AFTER,
         checkpoint__every=12,
         telemetry__samples=0,
         telemetry__tensorboard=False,
         telemetry__spike_score=20.0,
-        # Fewer than come before STEP, so that the bad record is not part of the statistics.
+        # Fewer than come before the step, so that the bad record is not part of the statistics.
         features__statistics_positions=64,
         **changed,
     )
@@ -81,19 +83,19 @@ def events(folder) -> list[dict]:
 
 
 def test_a_spike_is_logged_named_and_left_out(planted, tmp_path):
-    shards, bad = planted
-    result = train(shards, tmp_path / "run")
+    shards, bad, step = planted
+    result = train(shards, tmp_path / "run", step)
     (event,) = events(tmp_path / "run")
-    assert (event["step"], event["event"]) == (STEP, "spike") and event["score"] > 20
-    assert [e["records"][0] for e in event["examples"]] == drawn(shards, STEP)
-    assert f"step {STEP}: spike loss" in result.stderr
+    assert (event["step"], event["event"]) == (step, "spike") and event["score"] > 20
+    assert [e["records"][0] for e in event["examples"]] == drawn(shards, step)
+    assert f"step {step}: spike loss" in result.stderr
 
-    printed = runs.run("uniwav_jax", "replay", "--workdir", tmp_path / "run", "--step", STEP).stdout
+    printed = runs.run("uniwav_jax", "replay", "--workdir", tmp_path / "run", "--step", step).stdout
     assert "equal to the bit" in printed and "first non-finite tensor: none" in printed
     assert "encoder/layers 2" in printed and "decoder/vector field" in printed
-    folder = tmp_path / "run" / "replay" / f"step-{STEP}"
+    folder = tmp_path / "run" / "replay" / f"step-{step}"
     report = json.loads((folder / "report.json").read_text())
-    assert report["from_checkpoint"] == 36 and report["slots"] == event["slots"]
+    assert report["from_checkpoint"] == step - step % 12 and report["slots"] == event["slots"]
     worst, second = report["examples"][:2]
     assert worst["records"] == [bad] and worst["loss"] > 2 * second["loss"]
     loud, _ = soundfile.read(folder / f"row-{worst['row']:04d}.wav")
@@ -103,7 +105,9 @@ def test_a_spike_is_logged_named_and_left_out(planted, tmp_path):
     train(
         shards,
         tmp_path / "branch",
-        *("--branch-from", f"{tmp_path / 'run'}@36", "--skip-slots", f"{first}:{end}"),
+        step,
+        *("--branch-from", f"{tmp_path / 'run'}@{report['from_checkpoint']}"),
+        *("--skip-slots", f"{first}:{end}"),
     )
     assert events(tmp_path / "branch") == []
     run = json.loads((tmp_path / "branch" / "run.json").read_text())
@@ -113,12 +117,12 @@ def test_a_spike_is_logged_named_and_left_out(planted, tmp_path):
 def test_what_makes_a_step_non_finite_is_named(planted, tmp_path):
     """Everything but the bad record lies at the features' floor, so that their deviation is 0 and
     its floor alone divides: what is louder overflows."""
-    shards, bad = planted
+    shards, bad, step = planted
     changed = dict(features__floor=0.1, features__deviation_floor=2e-38)
-    train(shards, tmp_path / "run", "--steps-this-run", STEP, **changed)
+    train(shards, tmp_path / "run", step, "--steps-this-run", step, **changed)
     (event,) = events(tmp_path / "run")
-    assert (event["step"], event["event"]) == (STEP, "non-finite")
-    report = replay(tmp_path / "run", STEP, say=lambda _: None)
+    assert (event["step"], event["event"]) == (step, "non-finite")
+    report = replay(tmp_path / "run", step, say=lambda _: None)
     assert report["first_non_finite"] is not None
     assert report["first_non_finite"].startswith(("features", "encoder"))
     assert report["examples"][0]["records"] == [bad]
