@@ -7,7 +7,7 @@ import soxr
 
 from data_pipelines.corpora import Audio, Utterance
 from data_pipelines.errors import Rejected
-from data_pipelines.records import Phones, Record, encode_flac
+from data_pipelines.records import Phones, Record, encode_segments
 
 MIN_SECONDS = 0.1
 _SILENT = 1e-4
@@ -48,7 +48,7 @@ def to_record(utterance: Utterance, audio: Audio, corpus_name: str, sample_rate:
     symbols = [audio.phones[i][2] for i in kept]
     return Record(
         id=utterance.id,
-        flac=encode_flac(mono, sample_rate),
+        flac=encode_segments(mono, sample_rate),
         sample_rate=sample_rate,
         samples=len(mono),
         speaker=utterance.speaker,

@@ -8,14 +8,19 @@ import hashlib
 import json
 import os
 import pathlib
+import secrets
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from data_pipelines import paths
 from data_pipelines.errors import UserError
 
 # Suffix of a file being written; whoever finds one owns a write that was interrupted.
 PARTIAL = ".partial"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Writers in C++ report the system's message, not its number.
+FULL_MESSAGES = tuple(os.strerror(number) for number in FULL)
 
 
 def sync(path: str | os.PathLike) -> None:
@@ -29,7 +34,7 @@ def sync(path: str | os.PathLike) -> None:
 
 def file_digest(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, in hex."""
-    with open(path, "rb") as file:
+    with paths.opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -55,12 +60,20 @@ def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     The file is synced before the rename, so that after a power cut ``path`` is the old file or the
     new one. If the block fails, for an interrupt too, the temporary file is removed.
+    What goes to a store is written on this machine first: its files appear when they are whole.
 
     Raises:
       UserError: the disk is full (also quota and file-size limits).
     """
+    if paths.is_url(path):
+        with tempfile.TemporaryDirectory() as folder:
+            with atomic_write(pathlib.Path(folder, "whole")) as temporary:
+                yield temporary
+            paths.upload(pathlib.Path(folder, "whole"), path)
+        return
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    # Not the process id: machines that share a disk may have the same one.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         yield temporary
         sync(temporary)
@@ -75,14 +88,19 @@ def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes JSON atomically, with sorted keys, so that equal values give equal bytes.
+    """Writes JSON atomically.
 
     Raises:
       UserError: the disk is full.
     """
-    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False)
-        file.write("\n")
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON with sorted keys, so that equal values give equal bytes."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    return f"{text}\n".encode()
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -93,7 +111,7 @@ def read_json(path: str | os.PathLike) -> Any:
       OSError: it can't be read.
     """
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        return json.loads(paths.read_bytes(path).decode("utf-8"))
     except ValueError as error:
         raise UserError(
             f"{path} is damaged ({error}): restore it from a copy, or write the shards again into "

@@ -11,16 +11,20 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from data_pipelines import paths
 from data_pipelines.errors import UserError
-from data_pipelines.files import read_json
+from data_pipelines.files import atomic_write, file_digest, read_json, write_json
 from data_pipelines.records import SPLITS
 
-FORMAT = 1
+FORMAT = 2
+# What `python -m data_pipelines migrate` turns into it.
+OLD_FORMATS = (1,)
 INDEX = "index.json"
 COLUMNS = "records.parquet"
 _LABELS = pa.dictionary(pa.int32(), pa.string())
@@ -29,6 +33,7 @@ SCHEMA = pa.schema(
         ("id", pa.string()),
         ("id_hash", pa.uint64()),
         ("samples", pa.int64()),
+        ("segments", pa.int32()),
         ("speaker", _LABELS),
         ("text", pa.string()),
         ("language", _LABELS),
@@ -42,13 +47,17 @@ SCHEMA = pa.schema(
 )
 
 
-def read_index(directory: str | os.PathLike) -> Index:
-    """Reads the index of a finished shard folder.
+def read_summary(directory: str | os.PathLike, formats: Sequence[int] = (FORMAT,)) -> dict:
+    """Reads the ``index.json`` of a finished shard folder.
+
+    Args:
+      directory: the folder.
+      formats: numbers that the caller understands.
 
     Raises:
       UserError: not a shard folder, an unfinished or damaged one, or another format number.
     """
-    directory = pathlib.Path(directory)
+    directory = paths.of(directory)
     if not directory.is_dir():
         raise UserError(
             f"there is no shard folder {directory}: write one with `python -m data_pipelines write`"
@@ -60,17 +69,36 @@ def read_index(directory: str | os.PathLike) -> Index:
         )
     summary = read_json(directory / INDEX)
     number = summary.get("format") if isinstance(summary, dict) else None
-    if number != FORMAT:
+    if number not in formats:
         raise UserError(
-            f"{directory} has shard format {number} and this version reads format {FORMAT}: write "
-            "the shards again, or use the version that wrote them"
+            f"{directory} has shard format {number} and this version reads format {FORMAT}: "
+            + (
+                f"run `python -m data_pipelines migrate {directory}`"
+                if number in OLD_FORMATS
+                else "write the shards again, or use the version that wrote them"
+            )
         )
     if summary.get("digest") != summary_digest(summary):
         raise UserError(
             f"{directory / INDEX} is damaged or was edited (its digest does not match): restore it "
             "from a copy or write the shards again"
         )
-    table = _read(directory, ["id_hash", "samples", "speaker", "split", "domain"])
+    return summary
+
+
+def read_index(directory: str | os.PathLike) -> Index:
+    """Reads the index of a finished shard folder.
+
+    Raises:
+      UserError: as ``read_summary``; or the columns can't be read.
+    """
+    directory = paths.of(directory)
+    summary = read_summary(directory)
+    table = read_columns(
+        directory, ["id_hash", "samples", "segments", "speaker", "split", "domain"]
+    )
+    if file_digest(directory / COLUMNS) != summary["columns"]["sha256"]:
+        raise _unreadable(directory, f"its checksum is not the one in {INDEX}")
     if table.num_rows != summary["records"]:
         raise UserError(
             f"{directory / COLUMNS} has {table.num_rows} rows and {INDEX} announces "
@@ -97,6 +125,7 @@ def read_index(directory: str | os.PathLike) -> Index:
         shard_records=np.asarray([s["records"] for s in summary["shards"]], np.int64),
         id_hash=table["id_hash"].to_numpy(),
         samples=table["samples"].to_numpy(),
+        segments=table["segments"].to_numpy(),
         speaker=speaker,
         speakers=speakers,
         split=order[split_codes],
@@ -105,15 +134,48 @@ def read_index(directory: str | os.PathLike) -> Index:
     )
 
 
+def write_columns(directory: pathlib.Path, table: pa.Table) -> dict:
+    """Writes ``records.parquet``; returns what ``index.json`` says of it.
+
+    Args:
+      directory: the shard folder.
+      table: a row a record, of ``SCHEMA``.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    with atomic_write(directory / COLUMNS) as temporary:
+        parquet.write_table(table.unify_dictionaries(), temporary, compression="zstd")
+        return {"file": COLUMNS, "sha256": file_digest(temporary)}
+
+
+def write_summary(directory: pathlib.Path, summary: dict) -> None:
+    """Writes ``index.json``, which makes the folder readable, with its digest.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    write_json(directory / INDEX, summary | {"digest": summary_digest(summary)})
+
+
 def summary_digest(summary: dict) -> str:
     """SHA-256, in hex, of everything in ``index.json`` but the field ``digest``."""
     rest = {key: value for key, value in summary.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode("ascii")).hexdigest()
 
 
-def _read(directory: pathlib.Path, names: list[str]) -> pa.Table:
+def read_columns(directory: pathlib.Path, names: list[str]) -> pa.Table:
+    """Some columns of ``records.parquet``.
+
+    Raises:
+      UserError: the file is absent or damaged, or lacks one of them.
+    """
+    path = directory / COLUMNS
     try:
-        table = parquet.read_table(directory / COLUMNS, columns=names)
+        source = pa.BufferReader(paths.read_bytes(path)) if paths.is_url(path) else path
+        # Not read_table: it imports pandas where that is installed, which takes half a second.
+        with parquet.ParquetFile(source) as file:
+            table = file.read(names)
         table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(directory, str(error)) from error
@@ -157,6 +219,7 @@ class Index:
       shard_records: int64[shards].
       id_hash: uint64[N], ascending.
       samples: int64[N].
+      segments: int32[N], entries of each record in its shard.
       speaker: int32[N], codes into ``speakers`` (sorted names; "" is unknown).
       split: int8[N], codes into ``records.SPLITS``.
       domain: int32[N], codes into ``domains`` (sorted names).
@@ -175,6 +238,7 @@ class Index:
     shard_records: np.ndarray
     id_hash: np.ndarray
     samples: np.ndarray
+    segments: np.ndarray
     speaker: np.ndarray
     speakers: tuple[str, ...]
     split: np.ndarray
@@ -193,4 +257,4 @@ class Index:
         """
         if name not in SCHEMA.names:
             raise KeyError(f"no column {name!r}; there are {', '.join(SCHEMA.names)}")
-        return _read(self.directory, [name])[name].to_numpy()
+        return read_columns(self.directory, [name])[name].to_numpy()

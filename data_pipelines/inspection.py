@@ -8,7 +8,7 @@ import textwrap
 
 import numpy as np
 
-from data_pipelines import interrupts
+from data_pipelines import interrupts, paths
 from data_pipelines.index import Index, read_index
 from data_pipelines.records import SPLITS
 
@@ -29,6 +29,7 @@ def describe(directory: str | os.PathLike, crop_seconds: float, hop_seconds: flo
     """
     index = read_index(directory)
     seconds = index.samples / index.sample_rate
+    long = index.segments > 1
     known = [name for name in index.speakers if name]
     lines = [
         f"{index.directory}: corpus {index.corpus}, {index.sample_rate} Hz",
@@ -36,7 +37,8 @@ def describe(directory: str | os.PathLike, crop_seconds: float, hop_seconds: flo
         f"licence      {_tally(index.licences)}",
         f"source       {index.source or '-'}",
         f"attribution  {index.attribution or '-'}",
-        f"records      {len(index):,} in {len(index.shard_files)} shards",
+        f"records      {len(index):,} in {len(index.shard_files)} shards"
+        + (f", {long.sum():,} of them long, in segments" if long.any() else ""),
         f"hours        {seconds.sum() / 3600:.3f}",
         f"speakers     {len(known)}"
         + ("" if "" not in index.speakers else " (and records without one)"),
@@ -57,7 +59,8 @@ def describe(directory: str | os.PathLike, crop_seconds: float, hop_seconds: flo
             f"{len(np.unique(index.speaker[chosen]))} speakers"
         )
     lines += ["lengths in seconds", *_histogram(seconds), *_rejects(index)]
-    if (index.split == SPLITS.index("train")).any():
+    # What the loader would draw can be said where it could read.
+    if (index.split == SPLITS.index("train")).any() and not paths.is_url(index.directory):
         lines.append(_rows(directory, index, crop_seconds, hop_seconds))
     return "\n".join(lines)
 

@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import collections
+import copy
+import dataclasses
+import itertools
 import os
+import resource
 import threading
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from data_pipelines import paths
 from data_pipelines.errors import UserError
 from data_pipelines.index import Index, read_index
-from data_pipelines.records import Record, decode
+from data_pipelines.records import Record, decode, decode_flac, segment_edges, unpack
 
-# Each open shard costs a file descriptor, and 1,024 is a usual limit for all of a process's.
-_OPEN_SHARDS = 256
+# Shards of a corpus that a process keeps open. Each costs 50 kB and a file descriptor, and to open
+# one again costs a read; a process may read several corpora, so none takes more than a quarter.
+_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+OPEN_SHARDS = 1024 if _FILES == resource.RLIM_INFINITY else min(1024, _FILES // 4)
+# No read-ahead and no thread pool: accesses are random, the loader has threads. The end of a shard,
+# where the places of some thousand entries stand, is one read of 128 KiB instead of 1 MB. With the
+# small buffer an entry is one read of about its own size, however small it is.
+_OPTIONS = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:131072"
+_BUFFER = 8192
+
+
+class Piece(NamedTuple):
+    """A part of a record's audio that lies in one entry of it: ``count`` samples from sample
+    ``first`` on, of the ``samples`` that segment number ``segment`` has."""
+
+    record: int
+    segment: int
+    samples: int
+    first: int
+    count: int
 
 
 class RecordReader:
-    """``len(reader)`` records, ``reader[i]`` one of them; its CRC-32 is checked at every read.
+    """``len(reader)`` records, ``reader[i]`` one of them; its CRC-32s are checked at every read.
 
     Picklable: a copy opens the files anew. May be used by several threads.
 
@@ -26,52 +51,79 @@ class RecordReader:
       source: a shard folder, or its index.
 
     Raises:
-      UserError: on a folder that ``read_index`` refuses; on reading, a missing or damaged shard.
+      UserError: on a folder that ``read_index`` refuses, and on a URL; on reading, a missing or
+        damaged shard.
     """
 
     def __init__(self, source: Index | str | os.PathLike):
         index = source if isinstance(source, Index) else read_index(source)
+        if paths.is_url(index.directory):
+            raise UserError(
+                f"{index.directory} is a URL and records are read from files: mount it as `python "
+                f"-m data_pipelines mount {index.directory} --at FOLDER` says, and name FOLDER"
+            )
         self._paths = [str(index.directory / name) for name in index.shard_files]
         self._ends = np.cumsum(index.shard_records)
+        self._sample_rate = index.sample_rate
+        self._samples = index.samples
+        # Entries before each record, of all shards; its segments are the difference to the next.
+        self._entries = np.concatenate([np.zeros(1, np.int64), np.cumsum(index.segments)])
         self._reset()
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return len(self._samples)
 
     def __getitem__(self, i: int) -> Record:
         return decode(self.payload(i), self.place(i))
 
     def __getstate__(self) -> dict:
-        return {"_paths": self._paths, "_ends": self._ends}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_readers")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._reset()
 
-    def locate(self, i: int) -> tuple[int, int]:
-        """(shard number, position in the shard) of record i.
+    def mapped(self, save: Callable[[str, np.ndarray], np.ndarray]) -> RecordReader:
+        """The same reader with its tables as ``save(name, table)`` returns them."""
+        other = copy.copy(self)
+        other._samples = save("record_samples", self._samples)
+        other._entries = save("record_entries", self._entries)
+        return other
 
-        Raises:
-          IndexError: i is not in 0 … len - 1.
+    def labels(self, i: int) -> Record:
+        """Record i without its audio (``flac`` is empty): reads one entry, however long it is."""
+        record = decode([self.entry(i, 0)], self.place(i))
+        return dataclasses.replace(record, flac=())
+
+    def samples(self, i: int) -> int:
+        """The length of record i, as the index says."""
+        return int(self._samples[i])
+
+    def pieces(self, i: int, low: int, high: int) -> list[Piece]:
+        """Where samples low … high − 1 of record i lie, in order."""
+        edges = segment_edges(self.samples(i), self._segments(i), self._sample_rate)
+        return [
+            Piece(i, k, b - a, max(low - a, 0), min(high, b) - max(low, a))
+            for k, (a, b) in enumerate(itertools.pairwise(edges))
+            if a < high and low < b
+        ]
+
+    def payload(self, i: int) -> list[bytes]:
+        """All entries of record i, whose digest the index holds.
+
+        Raises: as ``entry``.
         """
-        if not 0 <= i < len(self):
-            raise IndexError(f"record {i} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, i, side="right"))
-        return shard, int(i - (self._ends[shard - 1] if shard else 0))
+        return [self.entry(i, k) for k in range(self._segments(i))]
 
-    def place(self, i: int) -> str:
-        """Where record i lies, for messages."""
-        shard, position = self.locate(i)
-        return f"{self._paths[shard]}, record {position}"
-
-    def payload(self, i: int) -> bytes:
-        """The bytes of record i, whose digest the index holds.
+    def entry(self, i: int, segment: int) -> bytes:
+        """One entry of record i.
 
         Raises:
           UserError: the shard is missing or damaged.
           IndexError: i is not in 0 … len - 1.
         """
-        shard, position = self.locate(i)
+        shard, first = self._locate(i)
+        position = int(self._entries[i] - self._entries[first]) + segment
         try:
             return self._open(shard).read([position])[0]
         except (RuntimeError, IndexError, ValueError) as error:
@@ -80,24 +132,48 @@ class RecordReader:
                 "restore them from a copy"
             ) from error
 
+    def decode(self, piece: Piece, entry: bytes, out: np.ndarray) -> None:
+        """Decodes a piece from its entry into ``out``, float32[piece.count], contiguous.
+
+        Raises:
+          UserError: the entry is damaged.
+        """
+        place = self.place(piece.record)
+        flac = unpack(entry, place)["flac"]
+        decode_flac(flac, piece.samples, piece.first, out, place)
+
+    def place(self, i: int) -> str:
+        """Where record i lies, for messages."""
+        shard, first = self._locate(i)
+        return f"{self._paths[shard]}, record {i - first}"
+
+    def _segments(self, i: int) -> int:
+        return int(self._entries[i + 1] - self._entries[i])
+
+    def _locate(self, i: int) -> tuple[int, int]:
+        """(shard number, first record of that shard) of record i."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"record {i} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        return shard, int(self._ends[shard - 1]) if shard else 0
+
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._readers: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
 
     def _open(self, shard: int) -> ArrayRecordReader:
         with self._lock:
-            reader = self._readers.pop(shard, None)
-            if reader is None:
-                # No read-ahead and no thread pool: accesses are random, the loader has threads.
-                reader = ArrayRecordReader(
-                    self._paths[shard],
-                    options="readahead_buffer_size:0,max_parallelism:0",
-                    file_reader_buffer_size=32768,
-                )
+            reader = self._readers.get(shard)
+            if reader is not None:
+                self._readers.move_to_end(shard)
+                return reader
+        # Not under the lock: on slow storage, who reads other shards must not wait for this.
+        reader = ArrayRecordReader(self._paths[shard], _OPTIONS, file_reader_buffer_size=_BUFFER)
+        with self._lock:
             self._readers[shard] = reader
-            if len(self._readers) > _OPEN_SHARDS:
+            if len(self._readers) > OPEN_SHARDS:
                 self._readers.popitem(last=False)
-            return reader
+        return reader
 
 
 def _short(error: Exception) -> str:

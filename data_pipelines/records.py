@@ -1,7 +1,10 @@
 """What one record of a shard holds, and its bytes.
 
-Layout: ``b"UWR"`` and one byte format number; CRC-32 of the body, little-endian uint32; the body, a
-msgpack map. Audio is 16-bit mono FLAC: lossless for 16-bit sources, half the size of PCM.
+A record is one entry of its shard or, if it is long, several: its audio is cut into segments, so
+that a crop reads the few entries that it needs. An entry is ``b"UWR"`` and one byte format number;
+CRC-32 of the body, little-endian uint32; the body, a msgpack map: of the first entry the labels and
+the first segment, of the others a segment each. Audio is 16-bit mono FLAC: lossless for 16-bit
+sources, half the size of PCM.
 """
 
 from __future__ import annotations
@@ -9,8 +12,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
+import math
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgpack
@@ -24,6 +30,10 @@ FORMAT = 1
 SPLITS = ("train", "validation", "test")
 # The phone symbol of silence, in synthetic speech and in alignments that are read.
 SILENCE = "sil"
+# A crop of 15.36 s, wherever it begins, touches at most five of these: 1.25 times its own audio.
+SEGMENT_SECONDS = 3.84
+# A record of up to five segments stays whole: a crop reads no more so, and opens one decoder.
+WHOLE_SEGMENTS = 5
 
 _MAGIC = b"UWR"
 _HEADER = struct.Struct("<3sBI")
@@ -50,10 +60,50 @@ def encode_flac(waveform: np.ndarray, sample_rate: int) -> bytes:
     return buffer.getvalue()
 
 
-def encode(record: Record) -> bytes:
-    """A record's bytes; the same record always gives the same bytes."""
+def encode_segments(waveform: np.ndarray, sample_rate: int) -> tuple[bytes, ...]:
+    """float32[n] in -1 … 1 to one FLAC or, over ``WHOLE_SEGMENTS``, to one a segment."""
+    count = math.ceil(len(waveform) / round(SEGMENT_SECONDS * sample_rate))
+    edges = segment_edges(len(waveform), count if count > WHOLE_SEGMENTS else 1, sample_rate)
+    return tuple(encode_flac(waveform[a:b], sample_rate) for a, b in itertools.pairwise(edges))
+
+
+def decode_flac(flac: bytes, samples: int, first: int, out: np.ndarray, place: str) -> None:
+    """Decodes a part of one FLAC.
+
+    Args:
+      flac: 16-bit mono.
+      samples: how many it holds.
+      first: the first sample wanted.
+      out: float32[n], contiguous; receives samples first … first + n − 1, in -1 … 1.
+      place: named in errors.
+
+    Raises:
+      UserError: ``flac`` can't be decoded or has another length.
+    """
+    try:
+        with interrupts.deferred(), _Flac(io.BytesIO(flac)) as file:
+            if first:
+                file.seek(first)
+            # The header may announce more than there is.
+            complete = file.frames == samples and len(file.read(out=out)) == len(out)
+    except soundfile.LibsndfileError as error:
+        raise UserError(f"the audio of {place} can't be decoded: {error}") from error
+    if not complete:
+        raise UserError(
+            f"the audio of {place} is not {samples} samples long: write the shards again"
+        )
+
+
+def segment_edges(samples: int, segments: int, sample_rate: int) -> list[int]:
+    """Where each of a record's segments begins, and the record's end."""
+    length = samples if segments == 1 else round(SEGMENT_SECONDS * sample_rate)
+    return [*range(0, segments * length, length), samples]
+
+
+def encode(record: Record) -> list[bytes]:
+    """A record's entries; the same record always gives the same bytes."""
     body = {name: getattr(record, name) for name in _STRINGS}
-    body["flac"] = record.flac
+    body["flac"], *others = record.flac
     body["sample_rate"] = record.sample_rate
     body["samples"] = record.samples
     body["phones"] = [
@@ -61,19 +111,31 @@ def encode(record: Record) -> bytes:
         record.phones.end.tolist(),
         list(record.phones.symbols),
     ]
-    packed = msgpack.packb(body, use_bin_type=True)
-    return _HEADER.pack(_MAGIC, FORMAT, zlib.crc32(packed)) + packed
+    return [_pack(body), *(_pack({"flac": flac}) for flac in others)]
 
 
-def decode(data: bytes, place: str = "a record") -> Record:
-    """The record in ``data``, after checking format number and CRC-32.
+def decode(entries: Sequence[bytes], place: str = "a record") -> Record:
+    """The record in ``entries``, after checking format numbers and CRC-32s.
 
     Args:
-      data: what ``encode`` returned.
+      entries: what ``encode`` returned; the first alone gives the labels and the first segment.
       place: named in errors, for instance the shard and position.
 
     Raises:
       UserError: not a record, another format number, or damaged bytes.
+    """
+    body, *others = (unpack(entry, place) for entry in entries)
+    start, end, symbols = body.pop("phones")
+    phones = Phones(np.asarray(start, np.int64), np.asarray(end, np.int64), symbols)
+    body["flac"] = (body["flac"], *(other["flac"] for other in others))
+    return Record(phones=phones, **body)
+
+
+def unpack(data: bytes, place: str) -> dict:
+    """The body of one entry, after checking format number and CRC-32; ``flac`` is its audio.
+
+    Raises:
+      UserError: not an entry, another format number, or damaged bytes.
     """
     if len(data) < _HEADER.size or data[:3] != _MAGIC:
         raise UserError(f"{place} is not a record of this project: is this folder a shard folder?")
@@ -83,16 +145,26 @@ def decode(data: bytes, place: str = "a record") -> Record:
             f"{place} has record format {number} and this version reads format {FORMAT}: write the "
             "shards again, or use the version that wrote them"
         )
-    packed = data[_HEADER.size :]
+    packed = memoryview(data)[_HEADER.size :]
     if zlib.crc32(packed) != checksum:
         raise UserError(
             f"{place} is damaged (its CRC-32 does not match): write the shards again or restore "
             "them from a copy"
         )
-    body = msgpack.unpackb(packed, raw=False)
-    start, end, symbols = body.pop("phones")
-    phones = Phones(np.asarray(start, np.int64), np.asarray(end, np.int64), symbols)
-    return Record(phones=phones, **body)
+    return msgpack.unpackb(packed, raw=False)
+
+
+def _pack(body: dict) -> bytes:
+    packed = msgpack.packb(body, use_bin_type=True)
+    return _HEADER.pack(_MAGIC, FORMAT, zlib.crc32(packed)) + packed
+
+
+class _Flac(soundfile.SoundFile):
+    """A sound file that is read once: telling `read` that it can't seek spares it a second search
+    of the stream, to the place where it already is."""
+
+    def seekable(self) -> bool:
+        return False
 
 
 class Phones(NamedTuple):
@@ -110,7 +182,7 @@ class Record:
 
     Attributes:
       id: unique in its corpus.
-      flac: 16-bit mono FLAC.
+      flac: 16-bit mono FLAC, one a segment; where they begin is what ``segment_edges`` says.
       sample_rate: in Hz.
       samples: length of the audio at ``sample_rate``.
       phones: see ``Phones``.
@@ -119,7 +191,7 @@ class Record:
     """
 
     id: str
-    flac: bytes
+    flac: tuple[bytes, ...]
     sample_rate: int
     samples: int
     speaker: str
@@ -136,15 +208,12 @@ class Record:
 
         Raises:
           UserError: the FLAC bytes can't be decoded or have another length than ``samples``.
+          ValueError: there are none (``RecordReader.labels``).
         """
-        try:
-            with interrupts.deferred():
-                waveform, _ = soundfile.read(io.BytesIO(self.flac), dtype="float32")
-        except soundfile.LibsndfileError as error:
-            raise UserError(f"the audio of record {self.id!r} can't be decoded: {error}") from error
-        if waveform.shape != (self.samples,):
-            raise UserError(
-                f"the audio of record {self.id!r} has shape {waveform.shape} instead of "
-                f"({self.samples},): write the shards again"
-            )
+        if not self.flac:
+            raise ValueError(f"only the labels of record {self.id!r} were read")
+        waveform = np.empty(self.samples, np.float32)
+        edges = segment_edges(self.samples, len(self.flac), self.sample_rate)
+        for flac, (low, high) in zip(self.flac, itertools.pairwise(edges), strict=True):
+            decode_flac(flac, high - low, 0, waveform[low:high], f"record {self.id!r}")
         return waveform

@@ -8,38 +8,30 @@ sidecar exists is finished. ``index.json`` comes last and makes the folder reada
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
-import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
-import pyarrow.parquet as parquet
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from data_pipelines import index as index_lib
-from data_pipelines import splits, workers
-from data_pipelines.convert import to_record
-from data_pipelines.corpora import Audio, Corpus, Utterance
-from data_pipelines.errors import REJECT_REASONS, Rejected, UserError
-from data_pipelines.files import (
-    PARTIAL,
-    atomic_write,
-    file_digest,
-    full_disk_error,
-    read_json,
-    write_json,
-)
-from data_pipelines.records import Record, encode, id_hash
+from data_pipelines import paths, splits, workers
+from data_pipelines.corpora import Corpus, Utterance
+from data_pipelines.errors import REJECT_REASONS, UserError
+from data_pipelines.files import PARTIAL, json_bytes, read_json, write_json
+from data_pipelines.jobs import Job, read_sidecar, write_shard
+from data_pipelines.records import id_hash
 
 REQUEST = "request.json"
-_FULL_DISK = tuple(os.strerror(e) for e in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+# Small files of a store that are read at a time.
+_THREADS = 32
 
 
 def write(
@@ -50,16 +42,18 @@ def write(
     worker_count: int = 1,
     records_per_shard: int = 1024,
     progress: bool = False,
+    run: Callable[[Sequence[Job]], None] | None = None,
 ) -> bool:
     """Writes ``corpus`` into the folder ``out``, or finishes a write that was interrupted.
 
     Args:
       corpus: what to write.
-      out: a new or empty folder, or one that the same request began.
+      out: a new or empty folder, or one that the same request began; or a URL.
       sample_rate: of the records, in Hz.
       worker_count: processes; 1 works in this one. The bytes don't depend on it.
       records_per_shard: utterances given to each shard.
       progress: show a bar on stderr.
+      run: writes the shards of jobs wherever it likes; None: in ``worker_count`` processes.
 
     Returns:
       True if something was written, False if the folder was finished before.
@@ -70,7 +64,7 @@ def write(
     """
     if min(sample_rate, worker_count, records_per_shard) < 1:
         raise UserError("sample rate, workers and records per shard must be at least 1")
-    out = pathlib.Path(out)
+    out = paths.of(out)
     utterances = prepare(corpus)
     request = _request(corpus, utterances, sample_rate, records_per_shard)
     _claim(out)
@@ -80,11 +74,16 @@ def write(
         for leftover in out.glob(f".*{PARTIAL}"):
             leftover.unlink()
         if not (out / REQUEST).exists():
-            write_json(out / REQUEST, request)
+            _begin(out, request)
         jobs = _jobs(corpus, utterances, out, sample_rate, records_per_shard, request["digest"])
-        pending = [job for job in jobs if not job.finished()]
-        done = len(utterances) - sum(len(job.utterances) for job in pending)
-        workers.run(_write_shard, pending, worker_count, len(utterances), done, progress)
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+            finished = list(threads.map(Job.finished, jobs))
+        pending = [job for job, done in zip(jobs, finished, strict=True) if not done]
+        if run:
+            run(pending)
+        else:
+            done = len(utterances) - sum(len(job.utterances) for job in pending)
+            workers.run(write_shard, pending, worker_count, len(utterances), done, progress)
         _finish(corpus, out, sample_rate, jobs, request)
     return True
 
@@ -118,11 +117,6 @@ def prepare(corpus: Corpus) -> list[Utterance]:
     return [utterance for _, _, utterance in keyed]
 
 
-def payload_digest(payload: bytes) -> str:
-    """SHA-256, in hex, of a record's bytes."""
-    return hashlib.sha256(payload).hexdigest()
-
-
 def fingerprint(ids: list[str], digests: list[str]) -> str:
     """SHA-256, in hex, over the sorted pairs of id and payload digest: the identity of the data,
     whatever the shard sizes."""
@@ -138,7 +132,7 @@ def _request(
     """What identifies a write: two with the same request give the same shards."""
     digest = hashlib.sha256()
     for utterance in utterances:
-        fields = dataclasses.asdict(utterance)
+        fields = dict(vars(utterance))
         # Not where the audio lies: a corpus may be moved between two attempts.
         for name in ("recording", "phones"):
             path = fields.pop(name)
@@ -170,6 +164,8 @@ def _claim(out: pathlib.Path) -> None:
             raise UserError(
                 f"--out {out} holds other files ({sorted(others)[0]}): name a new or empty folder"
             )
+    if paths.is_url(out):
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -178,7 +174,11 @@ def _claim(out: pathlib.Path) -> None:
 
 @contextmanager
 def _locked(out: pathlib.Path) -> Iterator[None]:
-    """Holds the folder for this process; the system lets go of it however the process ends."""
+    """Holds the folder for this process; the system lets go of it however the process ends.
+    Stores know no such lock: ``_begin`` says why two writers do no harm there."""
+    if paths.is_url(out):
+        yield
+        return
     descriptor = os.open(out, os.O_RDONLY)
     try:
         try:
@@ -190,6 +190,16 @@ def _locked(out: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _begin(out: pathlib.Path, request: dict) -> None:
+    """Leaves the request in the folder. In a store it is made only if there is none, so that of two
+    writers that begin at once with different requests one is refused; with the same request they
+    write the same bytes."""
+    if not paths.is_url(out):
+        write_json(out / REQUEST, request)
+    elif not paths.create(out / REQUEST, json_bytes(request)):
+        _finished(out, request)
 
 
 def _finished(out: pathlib.Path, request: dict) -> bool:
@@ -213,11 +223,12 @@ def _jobs(
     sample_rate: int,
     records_per_shard: int,
     digest: str,
-) -> list[_Job]:
+) -> list[Job]:
     count = math.ceil(len(utterances) / records_per_shard)
     return [
-        _Job(
-            path=out / f"shard-{k:05d}-of-{count:05d}.array_record",
+        Job(
+            folder=str(out),
+            file=f"shard-{k:05d}-of-{count:05d}.array_record",
             utterances=utterances[k * records_per_shard : (k + 1) * records_per_shard],
             load=corpus.load,
             corpus=corpus.name,
@@ -228,75 +239,17 @@ def _jobs(
     ]
 
 
-def _write_shard(job: _Job, tick: Callable[[], None]) -> None:
-    """Writes one shard and its sidecar; ``tick`` is called once an utterance."""
-    columns: dict[str, list] = {name: [] for name in index_lib.SCHEMA.names}
-    rejects = []
-    job.path.unlink(missing_ok=True)
-    with atomic_write(job.path) as temporary:
-        with _array_record(temporary, job.path) as writer:
-            for utterance in job.utterances:
-                try:
-                    record = to_record(utterance, job.load(utterance), job.corpus, job.sample_rate)
-                except Rejected as error:
-                    rejects.append([utterance.id, error.reason, error.detail])
-                else:
-                    data = encode(record)
-                    writer.write(data)
-                    _append(columns, record, utterance.licence, data)
-                tick()
-        size, checksum = temporary.stat().st_size, file_digest(temporary)
-    # A shard of rejects only has no file; its sidecar says that it was done.
-    if not columns["id"]:
-        job.path.unlink()
-    write_json(
-        job.sidecar,
-        {
-            "request": job.request,
-            "file": job.path.name,
-            "bytes": size,
-            "sha256": checksum,
-            "columns": columns,
-            "rejects": rejects,
-        },
-    )
-
-
-@contextmanager
-def _array_record(temporary: pathlib.Path, path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
-    """A writer to ``temporary`` that is closed, and says a full disk in terms of ``path``."""
-    writer = ArrayRecordWriter(str(temporary), "group_size:1")
-    try:
-        try:
-            yield writer
-        finally:
-            writer.close()
-    except RuntimeError as error:
-        # The C++ writer reports the system's message, not its number.
-        if any(words in str(error) for words in _FULL_DISK):
-            raise full_disk_error(path) from error
-        raise
-
-
-def _append(columns: dict[str, list], record: Record, licence: str, data: bytes) -> None:
-    for name in ("id", "samples", "speaker", "text", "language", "label", "split", "domain"):
-        columns[name].append(getattr(record, name))
-    columns["id_hash"].append(id_hash(record.id))
-    columns["licence"].append(licence)
-    columns["phones"].append(len(record.phones.symbols))
-    columns["digest"].append(payload_digest(data))
-
-
 def _finish(
-    corpus: Corpus, out: pathlib.Path, sample_rate: int, jobs: list[_Job], request: dict
+    corpus: Corpus, out: pathlib.Path, sample_rate: int, jobs: list[Job], request: dict
 ) -> None:
     """Merges the sidecars into ``records.parquet`` and ``index.json``."""
-    sidecars = [read_json(job.sidecar) for job in jobs]
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+        sidecars = list(threads.map(read_sidecar, jobs))
     rejects: dict[str, list] = {reason: [] for reason in REJECT_REASONS}
     for sidecar in sidecars:
         for record_id, reason, detail in sidecar["rejects"]:
             rejects[reason].append({"id": record_id, "detail": detail})
-    full = [sidecar for sidecar in sidecars if sidecar["columns"]["id"]]
+    full = [sidecar for sidecar in sidecars if len(sidecar["columns"])]
     if not full:
         for job in jobs:
             job.sidecar.unlink()
@@ -306,10 +259,8 @@ def _finish(
         raise UserError(
             f"every utterance of {corpus.name} was rejected ({counts}; {first}): is this audio?"
         )
-    table = pa.concat_tables(pa.table(s["columns"], schema=index_lib.SCHEMA) for s in full)
-    with atomic_write(out / index_lib.COLUMNS) as temporary:
-        parquet.write_table(table.unify_dictionaries(), temporary, compression="zstd")
-        columns_digest = file_digest(temporary)
+    table = pa.concat_tables(sidecar["columns"] for sidecar in full)
+    columns = index_lib.write_columns(out, table)
     summary = {
         "format": index_lib.FORMAT,
         "corpus": corpus.name,
@@ -328,43 +279,15 @@ def _finish(
                 "file": sidecar["file"],
                 "bytes": sidecar["bytes"],
                 "sha256": sidecar["sha256"],
-                "records": len(sidecar["columns"]["id"]),
+                "records": len(sidecar["columns"]),
             }
             for sidecar in full
         ],
-        "columns": {"file": index_lib.COLUMNS, "sha256": columns_digest},
+        "columns": columns,
         "rejects": {reason: found for reason, found in rejects.items() if found},
     }
-    summary["digest"] = index_lib.summary_digest(summary)
-    write_json(out / index_lib.INDEX, summary)
+    index_lib.write_summary(out, summary)
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     return {item["values"]: item["counts"] for item in column.value_counts().to_pylist()}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """One shard to be written, by whatever process."""
-
-    path: pathlib.Path
-    utterances: list[Utterance]
-    load: Callable[[Utterance], Audio]
-    corpus: str
-    sample_rate: int
-    request: str
-
-    @property
-    def sidecar(self) -> pathlib.Path:
-        return self.path.with_suffix(".json")
-
-    def finished(self) -> bool:
-        """True if an earlier attempt completed this shard."""
-        if not self.sidecar.exists():
-            return False
-        sidecar = read_json(self.sidecar)
-        if sidecar["request"] != self.request:
-            return False
-        if not sidecar["columns"]["id"]:
-            return True
-        return self.path.exists() and self.path.stat().st_size == sidecar["bytes"]

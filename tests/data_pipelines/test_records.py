@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from data_pipelines.errors import UserError
-from data_pipelines.records import Phones, Record, decode, encode, encode_flac, id_hash
+from data_pipelines.records import Phones, Record, decode, encode, encode_segments, id_hash
 
 
 def make_record(waveform, **fields):
@@ -19,7 +19,7 @@ def make_record(waveform, **fields):
         "split": "train", "domain": "read", "corpus": "c", "phones": phones,
     }  # fmt: skip
     return Record(
-        flac=encode_flac(waveform, 16000),
+        flac=encode_segments(waveform, 16000),
         sample_rate=16000,
         samples=len(waveform),
         **values | fields,
@@ -48,7 +48,7 @@ def test_16_bit_audio_is_lossless_and_soundfile_agrees():
     pcm = np.random.default_rng(1).integers(-32768, 32768, 5000).astype(np.int16)
     pcm[:2] = -32768, 32767
     record = make_record(pcm.astype(np.float32) / 32768)
-    read, rate = soundfile.read(io.BytesIO(record.flac), dtype="int16")
+    read, rate = soundfile.read(io.BytesIO(*record.flac), dtype="int16")
     assert rate == 16000
     np.testing.assert_array_equal(read, pcm)
     np.testing.assert_array_equal(record.waveform(), pcm.astype(np.float32) / 32768)
@@ -61,19 +61,19 @@ def test_loud_audio_is_clipped_not_wrapped():
 
 
 def test_every_flipped_byte_is_noticed():
-    data = encode(make_record(noise(200)))
+    (data,) = encode(make_record(noise(200)))
     for place in range(len(data)):
         flipped = bytearray(data)
         flipped[place] ^= 0x10
         with pytest.raises(UserError, match="the place"):
-            decode(bytes(flipped), "the place")
+            decode([bytes(flipped)], "the place")
 
 
 def test_another_format_number_is_named():
-    data = bytearray(encode(make_record(noise())))
+    data = bytearray(*encode(make_record(noise())))
     data[3] += 1
     with pytest.raises(UserError, match="format 2 and this version reads format 1"):
-        decode(bytes(data))
+        decode([bytes(data)])
 
 
 def test_waveform_of_another_length_is_refused():

@@ -211,7 +211,7 @@ def test_index_says_what_is_in_the_folder(tmp_path):
     corpus = folder.corpus(str(source), licence="CC0-1.0", attribution="me")
     shards.write(corpus, tmp_path / "out", sample_rate=16000)
     summary = json.loads((tmp_path / "out" / "index.json").read_text())
-    assert summary["format"] == 1
+    assert summary["format"] == 2
     assert summary["records"] == 9 and summary["samples"] == 9 * 8000
     assert summary["licences"] == {"CC0-1.0": 9} and summary["attribution"] == "me"
     assert summary["corpus"] == "in" and sum(summary["splits"].values()) == 9

@@ -24,6 +24,7 @@ from uniwav_jax.training.telemetry import read_rows
 
 HERE = pathlib.Path(__file__).parent
 RATE = 1000  # Hz, so that a second of noise is small
+LONG = "noise/0"  # a record of several segments
 # The smallest model that has every part: a few hundred parameters a layer.
 FIELDS = {
     "data.crop_frames": 32,
@@ -64,10 +65,10 @@ def formats() -> dict[str, int]:
 
 
 def noise(utterance: Utterance) -> Audio:
-    """One to two seconds that follow from the id, in two phones."""
+    """One to two seconds that follow from the id, or 20 seconds of `LONG`; in two phones."""
     seed = int.from_bytes(hashlib.sha256(utterance.id.encode()).digest()[:4], "big")
     rng = np.random.default_rng(seed)
-    samples = int(rng.integers(RATE, 2 * RATE))
+    samples = 20 * RATE if utterance.id == LONG else int(rng.integers(RATE, 2 * RATE))
     middle, end = samples // 2 / RATE, samples / RATE
     waveform = rng.uniform(-0.5, 0.5, (samples, 1)).astype(np.float32)
     return Audio(waveform, RATE, [(0.0, middle, "a"), (middle, end, "sil")])

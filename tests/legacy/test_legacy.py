@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from data_pipelines import verify
+from data_pipelines.migrations import migrate
 from tests import runs
 from tests.legacy.make import formats
 from uniwav_jax import config as configs
@@ -25,9 +26,11 @@ FOLDERS = sorted(pathlib.Path(__file__).parent.glob("format-*"))
 
 @pytest.fixture(scope="module", params=FOLDERS, ids=lambda folder: folder.name)
 def old(request, tmp_path_factory):
-    """A copy of a format's folder elsewhere, as a user might have moved it."""
+    """A copy of a format's folder elsewhere, as a user might have moved it; its shards migrated."""
     folder = tmp_path_factory.mktemp("legacy") / request.param.name
-    return shutil.copytree(request.param, folder)
+    shutil.copytree(request.param, folder)
+    migrate(folder / "shards")
+    return folder
 
 
 def expected(folder: pathlib.Path) -> dict:
@@ -51,7 +54,7 @@ def test_the_validation_loss_is_the_one_of_then(old):
     with config.unlocked():
         config.data.shards = str(old / "shards")
     mesh = make_mesh(config.parallel, jax.devices()[:1])
-    constants = data.as_constants(config, jax.device_get(opened.statistics), replicated(mesh))
+    constants = data.as_constants(config, jax.device_get(opened.statistics), None, replicated(mesh))
     validate = make_validate(config, recipes.build(config), mesh, data.open_validation(config))
     now = validate(opened.params, constants, opened.slots)
     assert opened.step == then["step"] and now["fingerprint"] == then["fingerprint"]

@@ -1,0 +1,197 @@
+"""Paths on this machine, and URLs of what fsspec knows: gs://, s3://, memory:// and many others.
+
+A URL becomes a path with the methods of pathlib's (by the package universal_pathlib), so that the
+code is the same for both. In an object store a file appears whole or not at all, and folders need
+not be made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import pathlib
+import posixpath
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from data_pipelines import interrupts
+from data_pipelines.errors import Rejected, UserError
+
+# What a decoder that jumps about in a long recording asks of a store at once.
+_BLOCK_BYTES = 1 << 18
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
+
+
+def is_url(path: str | os.PathLike) -> bool:
+    """True for what is reached through fsspec."""
+    return "://" in str(path)
+
+
+def of(name: str | os.PathLike) -> pathlib.Path:
+    """The path of that name, pathlib's or one with its methods.
+
+    Raises:
+      UserError: a store that is unknown, lacks its package, or does not answer.
+    """
+    return _of_url(str(name)) if is_url(name) else pathlib.Path(name)
+
+
+def join(folder: pathlib.Path, path: str) -> str:
+    """What a file of ``folder`` names as ``path``; that may be a URL."""
+    if is_url(path):
+        return path
+    if not is_url(folder):
+        return str(folder / path)
+    protocol, _, place = f"{folder}/{path}".partition("://")
+    # In a store "." and ".." mean nothing.
+    return f"{protocol}://{posixpath.normpath(place)}"
+
+
+def relative(path: str, folder: pathlib.Path) -> str:
+    """The way from ``folder`` to ``path``, with "/"; a URL that is not below it stays as it is."""
+    if is_url(path):
+        return path.removeprefix(f"{folder}/")
+    return pathlib.Path(os.path.relpath(path, folder)).as_posix()
+
+
+def is_absent(path: str | os.PathLike) -> bool:
+    """True if a file of this machine is not there. A store is not asked about each of millions:
+    what it lacks is rejected when it is to be decoded."""
+    return not is_url(path) and not os.path.isfile(path)
+
+
+def opened(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file for reading.
+
+    Raises:
+      OSError: it can't be read.
+    """
+    if not is_url(path):
+        return open(path, "rb")
+    import fsspec
+
+    store, place = fsspec.url_to_fs(str(path))
+    return store.open(place, "rb", block_size=_BLOCK_BYTES)
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """All of a file.
+
+    Raises:
+      OSError: it can't be read.
+    """
+    with opened(path) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def opened_audio(url: str) -> Iterator[BinaryIO]:
+    """Opens a URL for libsndfile, inside whose callbacks an error would be printed and lost.
+
+    Raises:
+      Rejected: ``undecodable``: there is no such file.
+      UserError: the store fails.
+    """
+    try:
+        file = opened(url)
+    except FileNotFoundError as error:
+        raise Rejected("undecodable", f"there is no {url}") from error
+    # Each store's package has its own errors, here and below.
+    except Exception as error:
+        raise _fault(url, error) from error
+    with file:
+        watched = _Watched(file)
+        try:
+            yield watched
+        finally:
+            if watched.error:
+                raise _fault(url, watched.error) from watched.error
+
+
+def upload(source: pathlib.Path, url: str | os.PathLike) -> None:
+    """Copies a file of this machine to a store, where it appears when it is whole.
+
+    Raises:
+      UserError: the store fails.
+    """
+    import fsspec
+
+    try:
+        store, place = fsspec.url_to_fs(str(url))
+        store.put_file(str(source), place)
+    except Exception as error:
+        raise _fault(url, error) from error
+
+
+def create(url: str | os.PathLike, data: bytes) -> bool:
+    """Writes a file into a store if there is none; returns whether it did.
+
+    Raises:
+      UserError: the store fails.
+    """
+    import fsspec
+
+    try:
+        store, place = fsspec.url_to_fs(str(url))
+        store.pipe_file(place, data, mode="create")
+    except FileExistsError:
+        return False
+    except Exception as error:
+        raise _fault(url, error) from error
+    return True
+
+
+@functools.lru_cache
+def _of_url(url: str) -> pathlib.Path:
+    protocol = url.partition("://")[0]
+    if protocol in ("file", "local"):
+        raise UserError(f"{url} is on this machine: leave out {protocol}://")
+    try:
+        with interrupts.deferred():
+            from upath import UPath
+
+            # Listings that are kept would hide what other processes have written meanwhile.
+            path = UPath(url, use_listings_cache=False)
+            path.fs.info(path.path)
+    except FileNotFoundError:
+        pass
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        package = f"pip install 'uniwav-jax[{extra}]'" if extra else "install it"
+        raise UserError(f"{protocol}:// needs a package ({error}): {package}") from error
+    except Exception as error:
+        raise _fault(url, error) from error
+    return path
+
+
+def _fault(url: str | os.PathLike, error: Exception) -> UserError:
+    said = " ".join(str(error).split())
+    return UserError(
+        f"{url} can't be reached ({type(error).__name__}: {said}): check the address, the "
+        "credentials and the connection, and run the same command again"
+    )
+
+
+class _Watched(io.RawIOBase):
+    """A file that ends at its first error and keeps it in ``error``."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.error: Exception | None = None
+
+    def readinto(self, buffer: memoryview) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except Exception as error:
+            self.error = error
+            return 0
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
