@@ -1,5 +1,5 @@
 """The loader: batches of crops as a pure function of (seed, step), read at random by a grain
-pipeline.
+pipeline: what a batch needs is asked of the storage well ahead, and decoded into place in order.
 
 Position p = step * batch_size + r. In one corpus with S slots, p is epoch p div S and the slot
 that this epoch's permutation has at place p mod S; in a mixture the weights alone give corpus and
@@ -7,10 +7,11 @@ count. A process reads the rows of each global batch that its devices hold; proc
 counts change who reads, never what.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import gc
-import io
 import multiprocessing
 import os
 import signal
@@ -20,29 +21,33 @@ import weakref
 from collections.abc import Iterator, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import NamedTuple
 
 import grain
 import numpy as np
-import soundfile
 from absl import flags
 
 from data_pipelines import order
 from data_pipelines.errors import UserError
-from data_pipelines.mixture import Mixture, open_mixture, padded_fraction
-from data_pipelines.records import Record
-
-__all__ = [
-    "Batches",
-    "Mixture",
-    "batches",
-    "locate",
-    "open_mixture",
-    "padded_fraction",
-    "places",
-    "read_crop",
-]
+from data_pipelines.mixture import Mixture
+from data_pipelines.places import locate, locate_ordered, slot_start
+from data_pipelines.reader import Piece, RecordReader
 
 _BATCHES_AHEAD_A_WORKER = 2
+# After so many damaged slots in a row it is the storage that is at fault.
+_DAMAGED_IN_A_ROW = 16
+# What a batch holds beside the waveform; in this order, which is the one that workers give it too.
+_FIELDS = {
+    "corpus": np.uint32,
+    "domain": np.int32,
+    "epoch": np.int32,
+    "id": np.uint32,
+    "replaced": np.int32,
+    "samples": np.int32,
+    "slot": np.int32,
+}
+# A row after the end of an ordered pass.
+_BLANK = {"corpus": 0, "domain": 0, "epoch": 0, "id": (0, 0), "slot": 0}
 
 
 def batches(
@@ -57,6 +62,7 @@ def batches(
     skip: Sequence[tuple[int, int]] = (),
     workers: int = 0,
     threads: int = 2,
+    reads_in_flight: int = 4,
     ordered: bool = False,
 ) -> "Batches":
     """Batches of steps start_step … stop_step − 1, from the first one at once wherever it is.
@@ -72,7 +78,9 @@ def batches(
       offset: added to step * batch_size + row, for a run that began at another batch size.
       skip: (first, end) ranges of positions that are left out, see `order.after_skips`.
       workers: processes that read ahead; 0 reads in threads of this process.
-      threads: threads of each reading process; 0 reads only when asked.
+      threads: threads of each reading process that decode; 0 reads only when asked.
+      reads_in_flight: how many reads each process asks of the storage at a time, ahead of what it
+        decodes; about audio wanted a second / audio a read x seconds that a read takes.
       ordered: every slot once, in slot order, corpus after corpus, epoch 0, with starts drawn
         under seed 0 whatever `seed` is, so that a validation set stays the same. The last batch is
         filled up with rows of samples = 0.
@@ -81,10 +89,12 @@ def batches(
       An iterator of dicts with b = len(rows): waveform float32[b, crop_samples] (zeros after the
       row's end), samples int32[b] (valid ones), id uint32[b, 2], slot int32[b] (within the row),
       epoch int32[b], domain int32[b] (place in `mixture.domains`), corpus uint32[b]
-      (`order.corpus_code`). Close it, or use it in a `with` block.
+      (`order.corpus_code`), replaced int32[b]: how many slots before this one could not be read.
+      Where a record is damaged, the slot that follows in the order of its corpus's epoch is taken;
+      `places.damaged` names what was passed over. Close it, or use it in a `with` block.
 
     Raises:
-      UserError: from the iterator, when a record is damaged; it names the record.
+      UserError: from the iterator, when many slots in a row can't be read; it names the last.
       ValueError: rows or steps out of range.
     """
     rows = range(batch_size) if rows is None else rows
@@ -103,19 +113,25 @@ def batches(
             # Workers map the tables from files: one copy in the page cache, none pickled.
             folder = undo.enter_context(tempfile.TemporaryDirectory(prefix="rows-"))
             mixture = mixture.mapped(Path(folder))
-        read = _ReadRow(
-            mixture,
-            0 if ordered else seed,
-            ordered,
-            batch_size,
-            start_step * batch_size + offset,
-            tuple(rows.tolist()),
-            tuple(skip),
+        read = _Read(
+            mixture=mixture,
+            seed=0 if ordered else seed,
+            ordered=ordered,
+            batch_size=batch_size,
+            offset=offset,
+            rows=tuple(rows.tolist()),
+            skip=tuple(skip),
+            threads=threads,
+            reads_in_flight=reads_in_flight,
         )
-        dataset = grain.MapDataset.range((stop_step - start_step) * len(rows)).map(read)
-        dataset = dataset.batch(len(rows), drop_remainder=True)
-        dataset = dataset.to_iter_dataset(
-            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+        undo.callback(read.close)
+        dataset = grain.MapDataset.range(start_step, stop_step).map(read.ask)
+        # While a batch is decoded, those asked for ahead keep all reads in flight.
+        ahead = -(-reads_in_flight // len(rows)) if threads else 0
+        dataset = dataset.to_iter_dataset(grain.ReadOptions(min(ahead, 1), ahead))
+        dataset = dataset.map(read.decode)
+        dataset = grain.experimental.ThreadPrefetchIterDataset(
+            dataset, prefetch_buffer_size=min(threads, 1)
         )
         if workers:
             options = grain.MultiprocessingOptions(
@@ -127,86 +143,36 @@ def batches(
         return Batches(iterator, undo.pop_all(), workers > 0)
 
 
-def read_crop(records: Sequence[Record], start: int, crop_samples: int) -> np.ndarray:
-    """Samples start … start + crop_samples − 1 of clips put end to end, decoding only those.
+def crop_pieces(
+    reader: RecordReader, clips: Sequence[int], start: int, crop_samples: int
+) -> list[Piece]:
+    """Where samples start … start + crop_samples − 1 of clips put end to end lie, in order.
 
     Args:
-      records: the clips, in order.
+      reader: of the clips.
+      clips: record numbers.
       start: first sample, counted from the first sample of the first clip.
       crop_samples: how many samples at most.
-
-    Returns:
-      float32[n], n = min(crop_samples, total − start).
-
-    Raises:
-      UserError: a record's audio can't be decoded or is shorter than it says.
     """
     pieces, begin, end = [], 0, start + crop_samples
-    for record in records:
-        low, high = max(start - begin, 0), min(end - begin, record.samples)
-        if low < high:
-            pieces.append(_decode(record, low, high))
-        begin += record.samples
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    for clip in clips:
+        if begin >= end:
+            break
+        samples = reader.samples(clip)
+        if start < begin + samples:
+            pieces += reader.pieces(clip, max(start - begin, 0), min(end - begin, samples))
+        begin += samples
+    return pieces
 
 
-def locate(mixture: Mixture, seed: int, position: int) -> "Place":
-    """What stands at a position of the endless training order."""
-    corpus, k = mixture.order[position] if len(mixture.parts) > 1 else (0, position)
-    part = mixture.parts[corpus]
-    epoch, place = divmod(k, len(part.slots))
-    slot = order.permutation(seed, part.code, epoch, len(part.slots))[place]
-    return Place(corpus, *part.slots.locate(slot), epoch)
-
-
-def locate_ordered(mixture: Mixture, position: int) -> "Place | None":
-    """What stands at a position of the single ordered pass; None after its end."""
-    for corpus, part in enumerate(mixture.parts):
-        if position < len(part.slots):
-            return Place(corpus, *part.slots.locate(position), epoch=0)
-        position -= len(part.slots)
-    return None
-
-
-def places(mixture: Mixture, seed: int, positions: Sequence[int]) -> list[dict]:
-    """What stands at positions of the training order, in words.
-
-    Returns:
-      One dict a position: position, corpus, epoch, slot, slots, records (ids of the row's clips).
-    """
-    found = []
-    for position in positions:
-        place = locate(mixture, seed, position)
-        part = mixture.parts[place.corpus]
-        clips = part.rows.clips(place.row).tolist()
-        found.append(
-            {
-                "position": position,
-                "corpus": part.name,
-                "epoch": place.epoch,
-                "slot": place.slot,
-                "slots": place.slots,
-                "records": [part.reader[number].id for number in clips],
-            }
-        )
-    return found
-
-
-def _decode(record: Record, low: int, high: int) -> np.ndarray:
-    """Samples low … high − 1 of one record, float32[high − low]."""
-    try:
-        with _Flac(io.BytesIO(record.flac)) as flac:
-            if low:
-                flac.seek(low)
-            piece = flac.read(high - low, dtype="float32")
-    except soundfile.LibsndfileError as error:
-        raise UserError(f"the audio of record {record.id!r} can't be decoded: {error}") from error
-    if piece.shape != (high - low,):
-        raise UserError(
-            f"the audio of record {record.id!r} has shape {piece.shape} instead of "
-            f"({high - low},) from sample {low} on: write the shards again"
-        )
-    return piece
+def _decode_pieces(asked: "_Asked", out: np.ndarray) -> int:
+    """Decodes a row into `out`, float32[crop_samples]; returns how many samples it has."""
+    end = 0
+    for piece, entry in zip(asked.pieces, asked.entries, strict=True):
+        begin, end = end, end + piece.count
+        asked.reader.decode(piece, entry.result(), out[begin:end])
+    out[end:] = 0
+    return end
 
 
 def _follow_parent(worker: int, workers: int) -> None:
@@ -243,100 +209,103 @@ def _release(held: list[Iterator], resources: contextlib.ExitStack) -> None:
     gc.collect()  # the StopIteration of grain's iterators holds their last batches in a cycle
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """One slot in one epoch; `slot` counts within the row, `slots` is how many the row owns."""
+class _Asked(NamedTuple):
+    """A row of a batch on its way: the slot's fields, and the reads of its crop's pieces."""
 
-    corpus: int
-    row: int
-    slot: int
-    slots: int
-    epoch: int
-
-
-class _Flac(soundfile.SoundFile):
-    """A sound file that is read once: telling `read` that it can't seek spares it a second search
-    of the stream, to the place where it already is."""
-
-    def seekable(self) -> bool:
-        return False
+    position: int
+    fields: dict
+    reader: RecordReader | None
+    pieces: list[Piece]
+    entries: list[concurrent.futures.Future]
 
 
-class _ReadRow:
-    """Reads the i-th row that this process owes: position → place → crop. Picklable."""
+@dataclasses.dataclass(frozen=True, repr=False)  # grain puts the repr into names, tables and all
+class _Read:
+    """Reads the batches that this process owes: `ask`, and later `decode`. Picklable until then."""
 
-    def __init__(self, mixture, seed, ordered, batch_size, first, rows, skip):
-        self._mixture = mixture
-        self._seed = seed
-        self._ordered = ordered
-        self._batch_size = batch_size
-        self._first = first
-        self._rows = rows
-        self._skip = skip
+    mixture: Mixture
+    seed: int
+    ordered: bool
+    batch_size: int
+    offset: int
+    rows: tuple[int, ...]
+    skip: tuple[tuple[int, int], ...]
+    threads: int
+    reads_in_flight: int
 
-    def __call__(self, i: int) -> dict[str, np.ndarray]:
-        step, row = divmod(i, len(self._rows))
-        position = self._first + step * self._batch_size + self._rows[row]
-        position = order.after_skips(position, self._skip)
-        if self._ordered:
-            place = locate_ordered(self._mixture, position)
-        else:
-            place = locate(self._mixture, self._seed, position)
-        return self._blank() if place is None else self._read(place)
+    @functools.cached_property
+    def readers(self) -> concurrent.futures.ThreadPoolExecutor:
+        """Threads that mostly wait for the storage."""
+        return concurrent.futures.ThreadPoolExecutor(self.reads_in_flight, "read")
 
-    def _read(self, place: Place) -> dict[str, np.ndarray]:
-        mixture, part = self._mixture, self._mixture.parts[place.corpus]
-        row_id = part.rows.id[place.row]
-        start = order.slot_start(
-            self._seed,
-            part.code,
-            row_id,
-            place.slot,
-            place.epoch,
-            samples=int(part.rows.samples[place.row]),
-            slots=place.slots,
-            crop_samples=mixture.crop_samples,
-            hop_samples=mixture.hop_samples,
-        )
-        crop = mixture.crop_samples
-        records, begin, passed = [], 0, 0
-        for number in part.rows.clips(place.row).tolist():
-            if begin >= start + crop:
-                break  # the clips after the crop are not even read
-            record = part.reader[number]
-            begin += record.samples
-            if begin <= start:
-                passed = begin
-            else:
-                records.append(record)
-        wave = read_crop(records, start - passed, crop)
-        element = self._blank()
-        element["waveform"][: len(wave)] = wave
-        element["samples"] = np.int32(len(wave))
-        element["id"] = np.array(row_id, np.uint32)
-        element["slot"] = np.int32(place.slot)
-        element["epoch"] = np.int32(place.epoch)
-        element["domain"] = np.int32(part.domain[place.row])
-        element["corpus"] = np.uint32(part.code)
-        return element
+    @functools.cached_property
+    def decoders(self) -> concurrent.futures.ThreadPoolExecutor:
+        """Threads that compute."""
+        return concurrent.futures.ThreadPoolExecutor(self.threads, "decode")
 
-    def _blank(self) -> dict[str, np.ndarray]:
-        return {
-            "waveform": np.zeros(self._mixture.crop_samples, np.float32),
-            "samples": np.int32(0),
-            "id": np.zeros(2, np.uint32),
-            "slot": np.int32(0),
-            "epoch": np.int32(0),
-            "domain": np.int32(0),
-            "corpus": np.uint32(0),
+    def ask(self, step: int) -> list[_Asked]:
+        """Asks the storage for everything that one batch needs, and does not wait for it."""
+        first = step * self.batch_size + self.offset
+        return [self._ask_row(order.after_skips(first + row, self.skip)) for row in self.rows]
+
+    def decode(self, asked: list[_Asked]) -> dict[str, np.ndarray]:
+        """The batch whose rows were asked for."""
+        # One array, into which the crops are decoded: each sample is written once.
+        waveform = np.empty((len(asked), self.mixture.crop_samples), np.float32)
+        each = self.decoders.map if self.threads else map
+        rows = list(each(self._decode_row, asked, waveform))
+        columns = {
+            name: np.array([row[name] for row in rows], dtype) for name, dtype in _FIELDS.items()
         }
+        return columns | {"waveform": waveform}
+
+    def close(self) -> None:
+        """Ends the threads of this process, if it has any."""
+        for name in ("readers", "decoders"):
+            if name in self.__dict__:
+                getattr(self, name).shutdown(cancel_futures=True)
+
+    def _decode_row(self, asked: _Asked, out: np.ndarray) -> dict:
+        """Decodes a row, or what takes its place, into `out`; returns the row's other fields."""
+        passed = 0
+        while True:
+            try:
+                samples = _decode_pieces(asked, out)
+                return asked.fields | {"samples": samples, "replaced": passed}
+            except UserError as error:
+                passed += 1
+                if passed == _DAMAGED_IN_A_ROW:
+                    raise UserError(f"{error} ({passed} slots in a row can't be read)") from error
+                asked = self._ask_row(asked.position, passed)
+
+    def _ask_row(self, position: int, passed: int = 0) -> _Asked:
+        mixture = self.mixture
+        if self.ordered:
+            place = locate_ordered(mixture, position, passed)
+        else:
+            place = locate(mixture, self.seed, position, passed)
+        if place is None:
+            return _Asked(position, _BLANK, None, [], [])
+        part = mixture.parts[place.corpus]
+        start = slot_start(mixture, self.seed, place)
+        clips = part.rows.clips(place.row).tolist()
+        pieces = crop_pieces(part.reader, clips, start, mixture.crop_samples)
+        fields = {
+            "corpus": part.code,
+            "domain": part.domain[place.row],
+            "epoch": place.epoch,
+            "id": part.rows.id[place.row],
+            "slot": place.slot,
+        }
+        entries = [self.readers.submit(part.reader.entry, p.record, p.segment) for p in pieces]
+        return _Asked(position, fields, part.reader, pieces, entries)
 
 
 class Batches:
     """An iterator of batches that owns its workers and temporary files until it is closed."""
 
     def __init__(self, iterator: Iterator, resources: contextlib.ExitStack, workers: bool):
-        self._workers_to_start = workers
+        self._workers = self._workers_to_start = workers
         self._held = [iterator]
         # Also runs when the program ends, while the modules that it needs are still there.
         self._close = weakref.finalize(self, _release, self._held, resources)
@@ -351,6 +320,8 @@ class Batches:
         with _interrupt_held() if self._workers_to_start else contextlib.nullcontext():
             self._workers_to_start = False
             batch = next(self._held[0])
+        if not self._workers:
+            return batch
         # Workers hand over shared memory; a copy gives that back at once and leaves plain arrays.
         return {name: np.array(value) for name, value in batch.items()}
 

@@ -4,14 +4,15 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import grain
 import numpy as np
 
-from data_pipelines import order
+from data_pipelines import order, paths
 from data_pipelines.errors import UserError
+from data_pipelines.exclusions import NOTHING, Exclusions
 from data_pipelines.index import read_index
 from data_pipelines.reader import RecordReader
 from data_pipelines.rows import Rows, build_rows
@@ -26,7 +27,8 @@ def open_mixture(
     min_seconds: float,
     shortest_samples: int,
     sample_rate: int,
-    exclude_speakers: Sequence[str] = (),
+    exclude: Exclusions = NOTHING,
+    must_hold: bool = True,
 ) -> "Mixture":
     """Opens shards for one split and one crop.
 
@@ -38,21 +40,23 @@ def open_mixture(
       min_seconds: clips shorter than this are joined within a speaker.
       shortest_samples: rows with fewer samples are dropped.
       sample_rate: what the shards must have, in Hz.
-      exclude_speakers: names of speakers whose records are left out.
+      exclude: records and speakers that are left out.
+      must_hold: whether what is left out has to be there, so that a slip is noticed.
 
     Raises:
       UserError: no shards there, another sample rate, a weight that is not positive, an unknown
-        speaker, or a directory without any row of that split.
+        record or speaker to be excluded, or a directory without any row of that split.
     """
     entries = parse_spec(spec)
     indices = [read_index(directory) for directory, _ in entries]
-    known = {name for index in indices for name in index.speakers}
-    for name in exclude_speakers:
-        if name not in known:
-            raise UserError(
-                f"speaker {name!r} is not in {spec}, so it can't be excluded; "
-                "`python -m data_pipelines inspect` lists the speakers."
-            )
+    held = exclude.held_by(indices)
+    if must_hold and held != exclude:
+        lost = sorted(set(exclude.lines()) - set(held.lines()))
+        raise UserError(
+            f"{lost[0]} is not in {spec}, so it can't be excluded"
+            + (f" (nor can {len(lost) - 1} more)" if len(lost) > 1 else "")
+            + "; `python -m data_pipelines inspect` lists the speakers."
+        )
     domains = tuple(sorted({name for index in indices for name in index.domains}))
     parts = []
     for (directory, weight), index in zip(entries, indices, strict=True):
@@ -66,12 +70,12 @@ def open_mixture(
             split=split,
             min_samples=round(min_seconds * sample_rate),
             shortest=shortest_samples,
-            exclude_speakers=exclude_speakers,
+            exclude=held,
         )
         if len(rows) == 0:
             raise UserError(
                 f"no {split} row in {directory} has {shortest_samples} samples or more"
-                + (" without the excluded speakers" if exclude_speakers else "")
+                + (" without what is excluded" if held.lines() else "")
                 + ": look at its splits with `python -m data_pipelines inspect`"
             )
         codes = np.array([domains.index(name) for name in index.domains], np.int32)
@@ -82,6 +86,8 @@ def open_mixture(
                 code=order.corpus_code(index.corpus),
                 weight=weight,
                 licences=tuple(sorted(index.licences)),
+                source=index.source,
+                attribution=index.attribution,
                 fingerprint=index.fingerprint,
                 rows=rows,
                 slots=order.Slots.of(rows.samples, crop_samples),
@@ -95,8 +101,10 @@ def open_mixture(
         "hop_samples": hop_samples,
         "min_seconds": min_seconds,
         "shortest_samples": shortest_samples,
-        "exclude_speakers": sorted(set(exclude_speakers)),
+        "exclude_speakers": list(held.speakers),
     }
+    if held.ids:
+        what["exclude_ids"] = list(held.ids)
     return Mixture(
         parts=tuple(parts),
         split=split,
@@ -126,7 +134,7 @@ def parse_spec(spec: str) -> list[tuple[Path, float]]:
             directory = entry.strip()
         if not directory:
             raise UserError(f"{spec!r} names no directory; write DIR, or DIR:0.7,DIR:0.3.")
-        entries.append((Path(directory), weight))
+        entries.append((paths.of(directory), weight))
     if len(entries) == 1 and entries[0][1] is None:
         return [(entries[0][0], 1.0)]
     for directory, weight in entries:
@@ -149,7 +157,8 @@ def _digest(what: dict) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def _map_array(array: np.ndarray, path: Path) -> "_Mapped":
+def _map_array(prefix: Path, name: str, array: np.ndarray) -> "_Mapped":
+    path = f"{prefix}_{name}.npy"
     np.save(path, array)
     return np.load(path, mmap_mode="r").view(_Mapped)
 
@@ -174,6 +183,7 @@ class Part:
       name, code: of the corpus; `order.corpus_code`.
       weight: share of the positions, all together 1.
       licences: SPDX or "unknown".
+      source, attribution: where the corpus comes from, whom to name.
       fingerprint: of the index.
       rows, slots: what the loader draws from.
       domain: int32[R], place in the mixture's `domains` of each row's first clip.
@@ -184,6 +194,8 @@ class Part:
     code: int
     weight: float
     licences: tuple[str, ...]
+    source: str
+    attribution: str
     fingerprint: str
     rows: Rows
     slots: order.Slots
@@ -193,6 +205,20 @@ class Part:
         """Samples in the crops of one epoch, padding left out."""
         counts = np.diff(self.slots.offsets)
         return int((counts * np.minimum(self.rows.samples, crop_samples)).sum())
+
+    def mapped(self, save: Callable[[str, np.ndarray], np.ndarray]) -> "Part":
+        """The same part with its tables as `save(name, table)` returns them."""
+        tables = {
+            field.name: save(field.name, getattr(self.rows, field.name))
+            for field in dataclasses.fields(Rows)
+        }
+        return dataclasses.replace(
+            self,
+            reader=self.reader.mapped(save),
+            rows=Rows(**tables),
+            slots=order.Slots(save("slots", self.slots.offsets)),
+            domain=save("domain", self.domain),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,21 +268,30 @@ class Mixture:
         """(corpus, earlier positions of it) at every position of the endless order."""
         return order.mixture_order([part.weight for part in self.parts])
 
+    def count(self, corpus: int, position: int) -> int:
+        """How many positions of the order before this one are of a corpus."""
+        if len(self.parts) == 1:
+            return position
+        while (found := self.order[position])[0] != corpus:
+            position += 1
+        return found[1]
+
+    def position(self, corpus: int, k: int) -> int:
+        """Where the k-th position of a corpus, from 0, stands in the order of all."""
+        low, high = k, k + 1
+        while self.count(corpus, high) <= k:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.count(corpus, middle) <= k else (low, middle)
+        return low
+
     def mapped(self, folder: Path) -> "Mixture":
         """The same mixture with its tables in files of `folder`: its pickle holds their paths."""
-        parts = []
-        for number, part in enumerate(self.parts):
-            tables = {
-                field.name: _map_array(
-                    getattr(part.rows, field.name), folder / f"{number}_{field.name}.npy"
-                )
-                for field in dataclasses.fields(Rows)
-            }
-            offsets = _map_array(part.slots.offsets, folder / f"{number}_slots.npy")
-            domain = _map_array(part.domain, folder / f"{number}_domain.npy")
-            parts.append(
-                dataclasses.replace(
-                    part, rows=Rows(**tables), slots=order.Slots(offsets), domain=domain
-                )
-            )
-        return dataclasses.replace(self, parts=tuple(parts))
+        return dataclasses.replace(
+            self,
+            parts=tuple(
+                part.mapped(functools.partial(_map_array, folder / str(number)))
+                for number, part in enumerate(self.parts)
+            ),
+        )

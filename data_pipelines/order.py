@@ -118,6 +118,17 @@ def after_skips(position: int, skips: Sequence[tuple[int, int]]) -> int:
     return position
 
 
+def before_skips(position: int, skips: Sequence[tuple[int, int]]) -> int | None:
+    """Inverse of `after_skips`; None for a position that is left out."""
+    passed = 0
+    for first, end in skips:
+        if first <= position < end:
+            return None
+        if position >= end:
+            passed += end - first
+    return position - passed
+
+
 def _tagged(corpus: int, k: int) -> tuple[int, int]:
     return corpus, k
 

@@ -7,11 +7,11 @@ take seconds.
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 
 from data_pipelines.errors import UserError
+from data_pipelines.exclusions import NOTHING, Exclusions
 from data_pipelines.records import SPLITS
 
 _HASHES_A_CHUNK = 1 << 19  # bounds the list of digests held as Python objects
@@ -23,7 +23,7 @@ def build_rows(
     split: str,
     min_samples: int,
     shortest: int,
-    exclude_speakers: Sequence[str] = (),
+    exclude: Exclusions = NOTHING,
 ) -> "Rows":
     """Makes the rows of one split of one corpus.
 
@@ -37,8 +37,7 @@ def build_rows(
       min_samples: clips with fewer samples are joined until their row has at least as many; 0
         joins nothing.
       shortest: rows with fewer samples are dropped.
-      exclude_speakers: names whose records are left out; names that this corpus doesn't hold are
-        passed over.
+      exclude: what is left out; what this corpus doesn't hold is passed over.
 
     Returns:
       `Rows`, possibly without any row.
@@ -52,12 +51,13 @@ def build_rows(
     if np.any(id_hash[1:] < id_hash[:-1]):
         raise UserError("the index is not in the order of its id hashes; write the shards again.")
 
-    # --- records of this split without the excluded speakers, int64[K]
+    # --- records of this split without the excluded ones, int64[K]
     keep = np.asarray(index.split) == SPLITS.index(split)
-    excluded = set(exclude_speakers)
-    codes = [code for code, name in enumerate(index.speakers) if name in excluded]
+    codes = [code for code, name in enumerate(index.speakers) if name in exclude.speakers]
     if codes:
         keep &= ~np.isin(index.speaker, codes)
+    if exclude.ids:
+        keep &= ~np.isin(id_hash, exclude.hashes)
     records = np.flatnonzero(keep)
     del keep
     samples = np.asarray(index.samples)[records].astype(np.int64, copy=False)
@@ -82,6 +82,7 @@ def build_rows(
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(clips)])
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], clips)
     clip_records = source[np.repeat(begin, clips) + within]
+    del first, source, begin, chosen, within
     return Rows(
         id=row_ids(id_hash, clip_records, offsets),
         samples=total,
@@ -152,7 +153,8 @@ def row_ids(id_hash: np.ndarray, records: np.ndarray, offsets: np.ndarray) -> np
         )
         digests = b"".join([hashlib.sha256(data[a:b]).digest()[:8] for a, b in spans])
         ids[rows] = np.frombuffer(digests, ">u8")
-    return np.stack([ids >> np.uint64(32), ids & np.uint64(0xFFFFFFFF)], axis=1).astype(np.uint32)
+    halves = ids.astype(">u8").view(">u4").reshape(-1, 2)  # the high one first
+    return halves.astype(np.uint32)
 
 
 def _segment_sums(samples: np.ndarray, records: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 
 from data_pipelines.corpora import Audio, Corpus, Utterance
-from data_pipelines.loader import batches, open_mixture
+from data_pipelines.loader import batches, crop_pieces
+from data_pipelines.mixture import open_mixture
 from data_pipelines.shards import write
 
 RATE, CROP, HOP, BATCH = 1000, 640, 20, 8
@@ -47,6 +48,25 @@ def opened(spec, **changes):
         sample_rate=RATE,
     )
     return open_mixture(str(spec), **settings | changes)
+
+
+def read_crop(reader, clips, start, crop_samples):
+    """Samples start … start + crop_samples − 1 of clips put end to end, piece by piece."""
+    found = [np.zeros(0, np.float32)]
+    for piece in crop_pieces(reader, clips, start, crop_samples):
+        found.append(np.empty(piece.count, np.float32))
+        reader.decode(piece, reader.entry(piece.record, piece.segment), found[-1])
+    return np.concatenate(found)
+
+
+def assert_same(left, right):
+    """Lists of batches that are equal to the bit, in names, types and shapes too."""
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert list(a) == list(b)
+        for name in a:
+            assert a[name].dtype == b[name].dtype
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 def take(mixture, count, **settings):

@@ -25,32 +25,6 @@ def start_of(slot, epoch, samples, slots, seed=0, corpus=5, row_id=(1, 2), hop=H
     )
 
 
-def test_slots_are_the_rounded_crops_of_each_row_in_row_order():
-    samples = np.random.default_rng(0).integers(1, 1000, 300)
-    slots = order.Slots.of(samples, CROP)
-    expected = [
-        (row, j, max(1, round(int(n) / CROP)))
-        for row, n in enumerate(samples)
-        for j in range(max(1, round(int(n) / CROP)))
-    ]
-    assert [slots.locate(s) for s in range(len(slots))] == expected
-    for outside in (-1, len(slots)):
-        with pytest.raises(IndexError):
-            slots.locate(outside)
-
-
-@pytest.mark.parametrize("samples", [101, 149, 150, 160, 250, 1234])
-def test_starts_lie_in_their_own_part_on_the_hop(samples):
-    slots = max(1, round(samples / CROP))
-    reach = samples - CROP
-    for slot in range(slots):
-        low, high = slot * reach / slots, (slot + 1) * reach / slots
-        for epoch in range(200):
-            start = start_of(slot, epoch, samples, slots)
-            assert start % HOP == 0 and 0 <= start <= reach
-            assert low - HOP < start <= high + 1
-
-
 def test_starts_are_uniform_and_reach_both_ends():
     draws = [start_of(1, epoch, samples=700, slots=3, hop=1) for epoch in range(6000)]
     low, high = 600 / 3, 2 * 600 / 3
@@ -71,11 +45,6 @@ def test_one_epoch_covers_most_audio_and_many_epochs_all():
     assert abs(seen[CROP:-CROP].mean() / 40 - 1) < 0.15
 
 
-def test_short_rows_start_at_zero():
-    assert {start_of(0, epoch, samples=CROP, slots=1) for epoch in range(9)} == {0}
-    assert {start_of(0, epoch, samples=7, slots=1) for epoch in range(9)} == {0}
-
-
 def test_every_part_of_the_key_moves_the_start():
     base = dict(slot=1, epoch=2, samples=10**9, slots=3, seed=4, corpus=5, row_id=(6, 7))
     starts = {start_of(**base)}
@@ -92,17 +61,10 @@ def test_every_part_of_the_key_moves_the_start():
     assert start_of(**base) == start_of(**base | {"row_id": np.array([6, 7], np.uint32)})
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 17, 1000])
-def test_each_epoch_is_another_permutation(size):
-    orders = []
-    for epoch in range(4):
-        places = order.permutation(7, 9, epoch, size)
-        orders.append(tuple(int(places[i]) for i in range(size)))
-        assert sorted(orders[-1]) == list(range(size))
-    if size > 10:
-        assert len(set(orders)) == 4
-        assert tuple(int(i) for i in order.permutation(8, 9, 0, size)) != orders[0]
-        assert tuple(int(i) for i in order.permutation(7, 8, 0, size)) != orders[0]
+def test_seed_corpus_and_epoch_each_give_another_order():
+    keys = [(7, 9, 0), (7, 9, 1), (8, 9, 0), (7, 8, 0)]
+    orders = [order.permutation(seed, corpus, e, 1000) for seed, corpus, e in keys]
+    assert len({tuple(int(places[i]) for i in range(20)) for places in orders}) == 4
 
 
 def test_the_order_that_runs_were_made_with_has_not_moved():
@@ -140,14 +102,3 @@ def test_a_far_position_needs_no_replay():
     near = mixed[10**15][1] + mixed[10**15 + 1][1]
     assert near > 10**14
     assert 0 <= int(order.permutation(1, 2, 10**9, 10**9)[10**9 - 1]) < 10**9
-
-
-@pytest.mark.parametrize(
-    "skips",
-    [(), ((0, 3),), ((5, 6),), ((2, 4), (4, 7)), ((0, 1), (3, 30), (31, 32), (90, 95))],
-)
-def test_what_is_left_out_is_left_out_and_nothing_else(skips):
-    """Against a list from which the ranges are deleted, also where they touch."""
-    left_out = {position for first, end in skips for position in range(first, end)}
-    expected = [position for position in range(200) if position not in left_out]
-    assert [order.after_skips(p, skips) for p in range(len(expected))] == expected
