@@ -9,36 +9,46 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
 
+from data_pipelines import paths
 from data_pipelines.errors import Rejected
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 _BLOCK = 1 << 20
+# Seconds; labels are rounded and headers are too. Kaldi allows the same.
+_OVERSHOOT = 0.5
 
 
-def read_audio(path: str, start: float | None = None, end: float | None = None):
+def read_audio(source: str | BinaryIO, start: float | None = None, end: float | None = None):
     """Decodes a file or a part of it.
 
     Args:
-      path: wav, flac, ogg or mp3, any sample rate and channel count.
+      source: path, URL or open file; wav, flac, ogg or mp3, any sample rate and channel count.
       start, end: seconds; ``None`` is the file's beginning and its end.
 
     Returns:
       (float32[n, channels], sample rate in Hz).
 
     Raises:
-      Rejected: ``undecodable``: not audio, or it breaks off before the end that it announces.
+      Rejected: ``undecodable``: not audio, it breaks off before the end that it announces, or the
+        part lies outside it.
     """
+    if isinstance(source, str) and paths.is_url(source):
+        with paths.opened_audio(source) as file:
+            return read_audio(file, start, end)
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(source) as file:
             rate = file.samplerate
+            announced = file.frames
+            if end is not None and end * rate > announced + _OVERSHOOT * rate:
+                length = announced / rate
+                raise Rejected("undecodable", f"ends at {end:g} s of a recording of {length:g} s")
             first = 0 if start is None else round(start * rate)
             wanted = math.inf if end is None else round(end * rate) - first
-            announced = file.frames
             if first:
                 file.seek(first)
             # In blocks, because the length that a broken header announces may not fit in memory.
@@ -51,7 +61,11 @@ def read_audio(path: str, start: float | None = None, end: float | None = None):
                 blocks.append(block)
                 count += len(block)
     except soundfile.LibsndfileError as error:
-        raise Rejected("undecodable", str(error)) from error
+        # An open file would be named by its address in memory.
+        detail = str(error) if isinstance(source, str) else error.error_string
+        raise Rejected("undecodable", detail) from error
+    except TypeError as error:
+        raise Rejected("undecodable", f"{source} has no header: {error}") from error
     expected = min(wanted, announced - first)
     if count < expected:
         raise Rejected("undecodable", f"breaks off after {count} of {expected} samples")
@@ -79,9 +93,9 @@ class Utterance:
 
     Attributes:
       id: unique in the corpus, independent of where the corpus lies.
-      recording: the file's path (or what else the corpus's ``load`` understands).
+      recording: the file's path or URL (or what else the corpus's ``load`` understands).
       start, end: the part of the recording in seconds, ``None`` for its beginning or end.
-      phones: path of an alignment file.
+      phones: path of an alignment file (or what else the corpus's ``load`` understands).
       split: train, validation or test; empty lets the writer choose (``splits.assign``).
       licence: SPDX name if it differs from the corpus's.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import re
 
+from data_pipelines import paths
 from data_pipelines.errors import UserError
 from data_pipelines.records import SILENCE
 
@@ -30,7 +31,7 @@ def read(path: str, utterance: str) -> list[tuple[float, float, str]]:
       UserError: the file can't be read or understood, or lacks the utterance.
     """
     try:
-        data = pathlib.Path(path).read_bytes()
+        data = paths.read_bytes(path)
         # Praat writes UTF-16 with a byte order mark when the text asks for it.
         wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
         text = data.decode("utf-16" if wide else "utf-8-sig")
@@ -41,7 +42,12 @@ def read(path: str, utterance: str) -> list[tuple[float, float, str]]:
             f"the alignment {path} can't be read ({error}): it must be a TextGrid with a tier "
             '"phones", or a CTM'
         ) from error
-    return sorted((a, b, SILENCE if s.strip() in _SILENCES else s.strip()) for a, b, s in phones)
+    return sorted((a, b, symbol(s)) for a, b, s in phones)
+
+
+def symbol(spelt: str) -> str:
+    """A phone as an aligner spells it, silence as ``SILENCE``."""
+    return SILENCE if spelt.strip() in _SILENCES else spelt.strip()
 
 
 def _textgrid(text: str, utterance: str) -> list[tuple[float, float, str]]:

@@ -11,6 +11,7 @@ import os
 import pathlib
 import posixpath
 
+from data_pipelines import paths
 from data_pipelines.corpora import (
     AUDIO_SUFFIXES,
     Audio,
@@ -48,15 +49,15 @@ def corpus(
     """
     root = require_folder(source)
     if manifest is None:
-        paths = audio_files(root)
-        utterances = [Utterance(id=path, recording=str(root / path)) for path in paths]
+        found = audio_files(root)
+        utterances = [Utterance(id=path, recording=str(root / path)) for path in found]
         if not utterances:
             raise UserError(
                 f"--source {source} holds no {', '.join(s[1:] for s in AUDIO_SUFFIXES)} files: "
                 "name the folder that holds the audio"
             )
     else:
-        utterances = _read_manifest(root, pathlib.Path(manifest))
+        utterances = _read_manifest(root, paths.of(manifest))
     return Corpus(
         name=name or root.resolve().name,
         licence=licence,
@@ -81,7 +82,7 @@ def require_folder(source: str) -> pathlib.Path:
     Raises:
       UserError: it is not a folder.
     """
-    root = pathlib.Path(source)
+    root = paths.of(source)
     if not root.is_dir():
         raise UserError(f"--source {source} is not a folder: name the folder that holds the audio")
     return root
@@ -89,6 +90,8 @@ def require_folder(source: str) -> pathlib.Path:
 
 def audio_files(root: pathlib.Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> list[str]:
     """Paths of the audio files under ``root``, relative to it, with "/", sorted."""
+    if paths.is_url(root):
+        return _stored_files(root, suffixes)
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -100,13 +103,24 @@ def audio_files(root: pathlib.Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) 
     return sorted(found)
 
 
+def _stored_files(root: pathlib.Path, suffixes: tuple[str, ...]) -> list[str]:
+    """The same in a store, by one listing of everything below ``root``."""
+    above = len(root.path.rstrip("/")) + 1
+    found = (path[above:] for path in root.fs.find(root.path))
+    return sorted(
+        path
+        for path in found
+        if path.lower().endswith(suffixes) and not any(p.startswith(".") for p in path.split("/"))
+    )
+
+
 def _read_manifest(root: pathlib.Path, manifest: pathlib.Path) -> list[Utterance]:
     if not manifest.is_file():
         inside = root / manifest
         hint = f"did you mean {inside}?" if inside.is_file() else "name a CSV file"
         raise UserError(f"there is no manifest {manifest}: {hint}")
     try:
-        with open(manifest, encoding="utf-8-sig", newline="") as file:
+        with manifest.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             header = list(reader.fieldnames or ())
             rows = [(reader.line_num, row) for row in reader]
@@ -140,7 +154,8 @@ def _utterance(root: pathlib.Path, manifest: pathlib.Path, line: int, row: dict)
     path = fields.pop("path")
     if not path:
         raise UserError(f"{place} has no path: fill it in or remove the line")
-    if not (root / path).is_file():
+    recording = paths.join(root, path)
+    if paths.is_absent(recording):
         raise UserError(
             f"{place} names {path}, which is not in {root}: correct the path or remove the line"
         )
@@ -150,12 +165,12 @@ def _utterance(root: pathlib.Path, manifest: pathlib.Path, line: int, row: dict)
             "it empty"
         )
     if fields.get("phones"):
-        aligned = manifest.parent / fields["phones"]
-        if not aligned.is_file() or aligned.suffix.lower() not in alignments.SUFFIXES:
+        aligned = paths.join(manifest.parent, fields["phones"])
+        if paths.is_absent(aligned) or not aligned.lower().endswith(alignments.SUFFIXES):
             raise UserError(
                 f"{place} names the alignment {fields['phones']}, which is not a TextGrid or CTM "
                 f"file in {manifest.parent}: correct it or leave it empty"
             )
-        fields["phones"] = str(aligned)
+        fields["phones"] = aligned
     name = posixpath.normpath(path.replace(os.sep, "/"))
-    return Utterance(id=name, recording=str(root / path), **fields)
+    return Utterance(id=name, recording=recording, **fields)

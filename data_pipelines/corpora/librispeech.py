@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pathlib
 
-from data_pipelines.corpora import Corpus, Utterance
+from data_pipelines.corpora import Corpus, Utterance, manifests
 from data_pipelines.corpora.folder import audio_files, require_folder
 from data_pipelines.errors import UserError
 
@@ -66,5 +66,5 @@ def _read_transcript(path: pathlib.Path) -> dict[str, str]:
     """Utterance to words; empty where the chapter has no transcript."""
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return {key: text for key, _, text in (line.partition(" ") for line in lines)}
+    fields = (line.partition(" ") for _, line in manifests.lines(path))
+    return {key: text for key, _, text in fields}

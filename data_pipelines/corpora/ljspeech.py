@@ -6,7 +6,8 @@ split of its own: the writer holds out by utterance.
 
 from __future__ import annotations
 
-from data_pipelines.corpora import Corpus, Utterance
+from data_pipelines import paths
+from data_pipelines.corpora import Corpus, Utterance, manifests
 from data_pipelines.corpora.folder import require_folder
 from data_pipelines.errors import UserError
 
@@ -34,13 +35,12 @@ def corpus(source: str, *, name: str = "ljspeech") -> Corpus:
         )
     utterances = []
     # Not csv: the fields are never quoted, and quotation marks are part of the text.
-    lines = metadata.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
+    for place, line in manifests.lines(metadata):
         fields = line.split("|")
         recording = root / "wavs" / f"{fields[0]}.wav"
-        if len(fields) < 2 or not recording.is_file():
+        if len(fields) < 2 or paths.is_absent(recording):
             raise UserError(
-                f"{metadata}, line {number} is not `id|text|normalised text` of a file in "
+                f"{place} is not `id|text|normalised text` of a file in "
                 f"{root / 'wavs'}: restore both from the archive"
             )
         utterances.append(

@@ -14,7 +14,8 @@ from data_pipelines import __main__ as cli
 from data_pipelines import shards, verify
 from data_pipelines.corpora import folder
 from data_pipelines.errors import UserError
-from data_pipelines.index import read_index, summary_digest
+from data_pipelines.files import file_digest
+from data_pipelines.index import COLUMNS, read_index, summary_digest
 from data_pipelines.reader import RecordReader
 
 RATE = 16000
@@ -142,7 +143,7 @@ def test_a_flipped_byte_is_named_by_verify_and_by_the_read(tmp_path):
     index = read_index(tmp_path / "out")
     path = tmp_path / "out" / index.shard_files[1]
     # Inside the audio: the FLAC bytes of one record, found by what the reader returns.
-    payload = RecordReader(index).payload(25)
+    (payload,) = RecordReader(index).payload(25)
     flip(path, path.read_bytes().index(payload[200:400]) + 50)
     found = list(verify.faults(tmp_path / "out"))
     assert any(path.name in fault and "SHA-256" in fault for fault in found)
@@ -185,13 +186,18 @@ def test_verify_names_what_disagrees(tmp_path):
         table.schema.get_field_index("text"), "text", [["x", "", ""]]
     )
     parquet.write_table(changed, out / "records.parquet")
-    found = list(verify.faults(out))
-    assert any("text is '' and 'x'" in fault for fault in found) and len(found) == 2
+    (found,) = verify.faults(out)
+    assert "its checksum is not the one in index.json" in found
+    edit_index(out, columns={"file": COLUMNS, "sha256": file_digest(out / COLUMNS)})
+    (found,) = verify.faults(out)
+    assert "text is '' and 'x'" in found
     parquet.write_table(table.slice(1), out / "records.parquet")
+    edit_index(out, columns={"file": COLUMNS, "sha256": file_digest(out / COLUMNS)})
     (fault,) = verify.faults(out)
     assert "2 rows" in fault and "3 records" in fault
     (out / index.shard_files[0]).unlink()
     parquet.write_table(table, out / "records.parquet")
+    edit_index(out, columns={"file": COLUMNS, "sha256": file_digest(out / COLUMNS)})
     assert any("is missing" in fault for fault in verify.faults(out))
 
 
@@ -199,7 +205,7 @@ def test_another_format_number_is_refused_by_name(tmp_path):
     out = tmp_path / "out"
     write(write_good(tmp_path / "in"), out)
     edit_index(out, format=99)
-    with pytest.raises(UserError, match="format 99 and this version reads format 1"):
+    with pytest.raises(UserError, match="format 99 and this version reads format 2"):
         read_index(out)
     result = run("verify", out)
     assert result.returncode == 1 and "format 99" in result.stdout
