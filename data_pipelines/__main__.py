@@ -1,4 +1,4 @@
-"""``python -m data_pipelines write | inspect | verify``; each has --help."""
+"""``python -m data_pipelines plan | write | inspect | verify | …``; each has --help."""
 
 from __future__ import annotations
 

@@ -31,6 +31,13 @@ def start(*arguments, **options):
         ["write"],
         ["inspect"],
         ["verify"],
+        ["migrate"],
+        ["mount"],
+        ["plan"],
+        ["plan", "synthetic"],
+        ["write", "tfds"],
+        ["tfds-build"],
+        ["tfds-build", "synthetic"],
         *(["write", c] for c in ("folder", "librispeech", "librilight", "ljspeech", "synthetic")),
     ],
 )
@@ -87,6 +94,7 @@ def test_ctrl_c_at_any_moment_says_one_line(tmp_path):
 def test_training_code_never_needs_the_synthesiser_or_tensorflow(tmp_path):
     code = (
         "import sys, data_pipelines.reader, data_pipelines.shards, data_pipelines.loader;"
+        "import uniwav_jax.training.train, data_pipelines.commands, data_pipelines.corpora.tfds;"
         "print([m for m in ('tensorflow', 'espeakng_loader', 'wordfreq') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
