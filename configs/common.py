@@ -17,8 +17,11 @@ def base() -> ml_collections.ConfigDict:
         "crop_frames": 768,  # 15.36 s
         "min_seconds": 2.5,  # shorter clips of one speaker are joined [O]
         "exclude_speakers": (),
+        "exclude": "",  # a list of record ids, or speaker:NAME; --exclude sets it
         "skip_slots": (),  # ((A, B), ...): positions A ... B - 1 of the order are never drawn
         "workers": 0,  # reading processes; 0 = threads of this process
+        "reads_in_flight": 4,  # of each process; more for storage far away (docs/DATA.md)
+        "damaged_fraction": 0.001,  # of the examples since the start; above it the run stops
     }
     config.features = {
         "name": "log_mel",

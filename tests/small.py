@@ -73,6 +73,7 @@ def batch_of(samples=SAMPLES, frames=FRAMES, hop=32, seed=0):
         "slot": (rows % 3).astype(np.int32),
         "epoch": (rows % 2).astype(np.int32),
         "domain": np.zeros(len(samples), np.int32),
+        "replaced": np.zeros(len(samples), np.int32),
         "corpus": np.full(len(samples), 2**31 + 5, np.uint32),
     }
 
@@ -90,7 +91,8 @@ def constants_of(config, seed=1):
         "statistics": {
             "mean": rng.normal(size=channels) - 2.0,
             "deviation": rng.uniform(0.5, 1.5, channels),
-        }
+        },
+        "corpora": np.array([7, 2**31 + 5], np.uint32),
     }
 
 

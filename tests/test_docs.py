@@ -8,7 +8,8 @@ import pytest
 
 from configs.common import base
 from data_pipelines import shards
-from data_pipelines.loader import batches, open_mixture
+from data_pipelines.loader import batches
+from data_pipelines.mixture import open_mixture
 from tests.runs import ROOT
 from uniwav_jax.training import optimizer as optimizers
 from uniwav_jax.training.state import initial_state

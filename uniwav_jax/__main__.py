@@ -16,6 +16,7 @@ COMMANDS = {
     "extract": "hidden states, condition and codewords of audio files",
     "resynthesize": "an audio file through encoder and decoder, every frame generated",
     "replay": "one step of a run again: gradients, first non-finite tensor, worst examples",
+    "trained-on": "whether a run has been trained on a recording, and at which steps",
     "infill": "generate a gap of an audio file from what surrounds it",
 }
 
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, line in COMMANDS.items():
         chosen = commands.add_parser(name, help=line, add_help=False)
         if arguments[:1] == [name]:
-            module = importlib.import_module(f"uniwav_jax.commands.{name}")
+            module = importlib.import_module(f"uniwav_jax.commands.{name.replace('-', '_')}")
             chosen.add_argument("-h", "--help", action="help", help="show this help")
             chosen.description = module.__doc__
             chosen.formatter_class = argparse.RawDescriptionHelpFormatter

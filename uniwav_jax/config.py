@@ -14,8 +14,11 @@ from uniwav_jax.errors import UserError
 # What may change at a restart. Everything else is identity: a run with another value is another.
 FREE = (
     "data.shards",  # where the data lie; which data they are is the fingerprint's business
+    "data.exclude",
     "data.validation",
     "data.workers",
+    "data.reads_in_flight",
+    "data.damaged_fraction",
     "training.accumulation",
     "training.non_finite_limit",
     "training.collapse_perplexity",
@@ -149,7 +152,8 @@ def check(config) -> None:
     """Raises UserError for values that no run can have."""
     positive = ("training.steps", "training.batch_size", "data.crop_frames", "checkpoint.every")
     fields = flatten(config)
-    for name in (*positive, "telemetry.log_every", "telemetry.validate_every"):
+    more = ("telemetry.log_every", "telemetry.validate_every", "data.reads_in_flight")
+    for name in (*positive, *more):
         if fields[name] < 1:
             raise UserError(f"{name} = {fields[name]} must be at least 1.")
     if fields["checkpoint.keep"] < 2:

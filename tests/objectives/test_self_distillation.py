@@ -109,12 +109,14 @@ def test_cross_entropy():
     logits = 5 * rng.normal(size=(K, BATCH, POSITIONS, V))
     codes = rng.integers(0, V, (K, BATCH, POSITIONS))
     weights = (rng.uniform(size=(BATCH, POSITIONS)) < 0.7).astype(float)
-    expected = sum(
-        weights[b, m] * oracle.cross_entropy(logits[k, b, m], codes[k, b, m])
-        for k in range(K)
+    expected = [
+        sum(
+            weights[b, m] * oracle.cross_entropy(logits[k, b, m], codes[k, b, m])
+            for k in range(K)
+            for m in range(POSITIONS)
+        )
         for b in range(BATCH)
-        for m in range(POSITIONS)
-    )
+    ]
     loss = objective.code_cross_entropy(jnp.asarray(logits), jnp.asarray(codes), weights)
     np.testing.assert_allclose(loss, expected, rtol=1e-9)
 

@@ -246,13 +246,30 @@ def test_the_untrained_decoder_loss_is_the_mean_square_of_the_target():
 def test_the_first_decoder_loss_is_about_two():
     # Features of mean 0 and deviation 1 against unit noise.
     config, recipe, _, batch, _, _ = case("rope")
-    constants = {"statistics": {"mean": np.zeros(8), "deviation": np.ones(8)}}
+    constants = small.constants_of(config)
+    constants["statistics"] = {"mean": np.zeros(8), "deviation": np.ones(8)}
     rows = small.examples_of(config, batch, constants)
     x = np.concatenate([row["x"] for row in rows])
     constants["statistics"] = {"mean": x.mean(0), "deviation": x.std(0)}
     params, slots = small.jit(recipe.initialize)(jax.random.key(3))
     outputs = small.jit(recipe.validate)(params, constants, slots, batch)
     assert 1.8 < recipe.summarize(outputs)["decoder_loss"] < 2.2
+
+
+def test_losses_by_corpus_are_those_of_the_corpora_alone():
+    """Rows 0 and 3 are of the first corpus, one is of a corpus that nobody asks for."""
+    batch = case("rope")[3]
+    rows, first = len(batch["samples"]), [0, 3]
+    codes = np.where(np.isin(np.arange(rows), first), 7, batch["corpus"]).astype(np.uint32)
+    codes[1] = 99
+    batch = batch | {"corpus": codes}
+    (_, outputs), _ = run("rope", batch)
+    others = [row for row in range(rows) if row not in (*first, 1)]
+    for place, members in enumerate((first, others)):
+        (_, alone), _ = run("rope", {name: x[np.array(members)] for name, x in batch.items()})
+        for name in ("loss", "encoder_loss", "decoder_loss"):
+            found = [total[place] for total in outputs.ratios[f"{name}_by_corpus"]]
+            np.testing.assert_allclose(found, alone.ratios[name], rtol=1e-9)
 
 
 def test_what_lies_outside_all_valid_windows_changes_nothing():

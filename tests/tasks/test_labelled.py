@@ -19,7 +19,7 @@ def record(number, speaker, split, *, text="", label="", phones=True, samples=9_
     none = Phones(np.zeros(0, np.int64), np.zeros(0, np.int64), [])
     return Record(
         id=f"id{number}",
-        flac=b"",
+        flac=(),
         sample_rate=RATE,
         samples=samples,
         speaker=speaker,

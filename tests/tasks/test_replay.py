@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from data_pipelines.corpora import Audio, Corpus, Utterance
-from data_pipelines.loader import places
+from data_pipelines.places import places
 from data_pipelines.shards import write
 from tests import runs
 from uniwav_jax import config as configs

@@ -25,6 +25,9 @@ def add_arguments(parser) -> None:
         "--exclude-speaker", action="append", default=[], metavar="NAME", help="leave a speaker out"
     )
     parser.add_argument(
+        "--exclude", default="", metavar="FILE", help="leave out these record ids and speaker:NAMEs"
+    )
+    parser.add_argument(
         "--steps-this-run", type=int, metavar="N", help="stop with a checkpoint after N steps"
     )
     parser.add_argument(
@@ -69,6 +72,7 @@ def run(options) -> int:
     with config.unlocked():
         config.data.shards = options.data
         config.data.validation = options.validation
+        config.data.exclude = options.exclude or config.data.exclude
         config.data.exclude_speakers += tuple(options.exclude_speaker)
     if options.steps_this_run is not None and options.steps_this_run < 1:
         raise UserError(f"--steps-this-run {options.steps_this_run} must be at least 1.")

@@ -17,13 +17,13 @@ def target(x0: jax.Array, x1: jax.Array, sigma_min: float) -> jax.Array:
     return x1 - (1.0 - sigma_min) * x0
 
 
-def loss_sum(v: jax.Array, u: jax.Array, weights: jax.Array) -> jax.Array:
-    """Sum over frames of weight * mean over channels of (v - u)^2; at least float32.
+def loss_sums(v: jax.Array, u: jax.Array, weights: jax.Array) -> jax.Array:
+    """Each row's sum over frames of weight * mean over channels of (v - u)^2; at least float32.
 
-    v, u [batch, positions, channels], weights [batch, positions].
+    v, u [batch, positions, channels], weights [batch, positions]; returns [batch].
     """
     error = v.astype(jnp.promote_types(v.dtype, jnp.float32)) - u
-    return ((error**2).mean(-1) * weights).sum()
+    return ((error**2).mean(-1) * weights).sum(-1)
 
 
 def guided(v_condition: jax.Array, v_null: jax.Array, alpha: float) -> jax.Array:

@@ -95,7 +95,7 @@ def update_codebooks(codebooks: dict, assigned: dict, decay: float) -> dict:
 
 
 def code_cross_entropy(logits: jax.Array, codes: jax.Array, weights: jax.Array) -> jax.Array:
-    """Sum over targets and positions of weight * cross-entropy.
+    """Each row's sum over targets and positions of weight * cross-entropy, [batch].
 
     Args:
       logits: [targets, batch, positions, codewords].
@@ -104,7 +104,7 @@ def code_cross_entropy(logits: jax.Array, codes: jax.Array, weights: jax.Array) 
     """
     log_probability = jax.nn.log_softmax(logits)
     chosen = jnp.take_along_axis(log_probability, codes[..., None], axis=-1)[..., 0]
-    return -(chosen * weights).sum()
+    return -(chosen * weights).sum((0, 2))
 
 
 def perplexity(counts: jax.Array) -> jax.Array:

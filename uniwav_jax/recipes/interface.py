@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 Tree = Any
+BY_CORPUS = "_by_corpus"
 
 
 @jax.tree_util.register_dataclass
@@ -22,7 +23,8 @@ class Outputs:
       loss: weighted sum of the losses, a scalar; what is differentiated.
       weight: sum of the weights; gradients are divided by its global total.
       statistics: sums that `Update.finish` turns into new slots.
-      ratios: name -> (numerator, denominator) of the metrics.
+      ratios: name -> (numerator, denominator) of the metrics: scalars, or for the names that end
+        in BY_CORPUS vectors [corpora], in the order of `constants["corpora"]`.
     """
 
     loss: jax.Array

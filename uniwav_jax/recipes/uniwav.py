@@ -11,7 +11,7 @@ from uniwav_jax.features.normalization import normalize, valid_frames
 from uniwav_jax.models.uniwav import UniWav
 from uniwav_jax.objectives import flow_matching, self_distillation
 from uniwav_jax.objectives.masking import gather_frames, mask_of, span_mask
-from uniwav_jax.recipes.interface import Outputs, Recipe, Update
+from uniwav_jax.recipes.interface import BY_CORPUS, Outputs, Recipe, Update
 
 GROUP = "uniwav"
 SLOT = "self_distillation"
@@ -65,6 +65,7 @@ class Examples:
       valid: bool [B, T].
       keys: one PRNG key a row.
       positions: masked frames int32 [B, M]; weights [B, M], 0 for surplus ones.
+      corpora: bool [B, corpora], of which corpus a row is.
     """
 
     x: jax.Array
@@ -72,10 +73,16 @@ class Examples:
     keys: jax.Array
     positions: jax.Array
     weights: jax.Array
+    corpora: jax.Array
 
     def at_masked(self, y: jax.Array) -> jax.Array:
         """y [B, T, ...] at the masked positions, [B, M, ...]."""
         return gather_frames(y, self.positions)
+
+    def by_corpus(self, row_sums: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Row sums [B] and the weights, each added up within the corpora, [corpora]."""
+        both = jnp.stack([row_sums, self.weights.sum(1).astype(row_sums.dtype)])
+        return tuple(jnp.where(self.corpora, both[..., None], 0).sum(1))
 
 
 class System:
@@ -135,7 +142,8 @@ class System:
 
         positions, weights = jax.vmap(mask)(keys, lengths)
         weights = weights.astype(self.wide) * (lengths >= masking.shortest)[:, None]
-        return Examples(x, valid_frames(lengths, frames), keys, positions, weights)
+        corpora = batch["corpus"][:, None] == constants["corpora"]
+        return Examples(x, valid_frames(lengths, frames), keys, positions, weights, corpora)
 
     def _terms(self, params, slots, examples: Examples, dropout: float, *, other_condition: bool):
         model = nnx.merge(self.graph, params[GROUP])
@@ -147,27 +155,28 @@ class System:
             "masked_fraction": (total, valid.sum().astype(self.wide)),
             "padded_fraction": (padding, jnp.asarray(valid.size, self.wide)),
         }
-        loss, streams, statistics = jnp.zeros((), self.wide), None, {}
+        losses, streams, statistics = {}, None, {}
         if self.depth:
             last, streams, _ = model.encoder(h, valid)
-            encoder_loss, statistics, encoder_ratios = self._encoder_terms(
+            losses["encoder_loss"], statistics, encoder_ratios = self._encoder_terms(
                 model, slots[SLOT], examples, last
             )
-            loss += encoder_loss
             ratios |= encoder_ratios
         if self.decoder_weight:
             z = model.condition(h, streams)
-            decoder_loss = self._decoder_loss(model, examples, z, dropout)
-            loss += self.decoder_weight * decoder_loss
-            ratios["decoder_loss"] = (decoder_loss, total)
+            losses["decoder_loss"] = self._decoder_loss(model, examples, z, dropout)
             if other_condition:
                 other = self._decoder_loss(model, examples, jnp.roll(z, 1, axis=0), dropout)
-                ratios["decoder_loss_other_condition"] = (other, total)
-        ratios["loss"] = (loss, total)
-        return Outputs(loss, total, statistics, ratios)
+                ratios["decoder_loss_other_condition"] = (other.sum(), total)
+        weight_of = {"encoder_loss": 1.0, "decoder_loss": self.decoder_weight}
+        losses["loss"] = sum(weight_of[name] * rows for name, rows in losses.items())
+        for name, rows in losses.items():
+            ratios[name] = (rows.sum(), total)
+            ratios[name + BY_CORPUS] = examples.by_corpus(rows)
+        return Outputs(losses["loss"].sum(), total, statistics, ratios)
 
     def _encoder_terms(self, model, slot, examples: Examples, last: jax.Array):
-        """Sum of weight * loss / K, what the codebooks gain, and ratios."""
+        """Each row's sum of weight * loss / K [B], what the codebooks gain, and ratios."""
         weights, total = examples.weights, examples.weights.sum()
         outputs = model.teacher_outputs(slot["teacher"], examples.x, examples.valid)
         normed = self_distillation.instance_norm(outputs, examples.valid)
@@ -180,20 +189,20 @@ class System:
         )
         correct = ((jnp.argmax(logits, -1) == codes) * weights).sum() / len(targets)
         ratios = {
-            "encoder_loss": (loss, total),
             "code_accuracy": (correct, total),
             "target_variance": target_variance(outputs, examples.valid),
         }
         return loss, {"assigned": assigned}, ratios
 
     def _decoder_loss(self, model, examples: Examples, z: jax.Array, dropout: float) -> jax.Array:
-        """Sum over masked frames of weight * mean over channels of (v_theta(x_t, z, t) - u)^2."""
+        """Each row's sum over masked frames of weight * mean over channels of
+        (v_theta(x_t, z, t) - u)^2, [B]."""
         sigma_min = self.config.decoder.sigma_min
         x0, t, z = self._decoder_draws(model, examples, z, dropout)
         x_t = flow_matching.path(x0, examples.x, t, sigma_min)
         v = model.decoder(x_t, z, t, examples.valid)
         u = flow_matching.target(x0, examples.x, sigma_min)
-        return flow_matching.loss_sum(
+        return flow_matching.loss_sums(
             examples.at_masked(v), examples.at_masked(u), examples.weights
         )
 
@@ -234,7 +243,11 @@ class System:
 
     def summarize(self, outputs: Outputs) -> dict:
         """Means of a whole validation set; the perplexity is that of all its codewords."""
-        result = {name: float(a) / float(b) for name, (a, b) in outputs.ratios.items()}
+        result = {
+            name: float(a) / float(b)
+            for name, (a, b) in outputs.ratios.items()
+            if not name.endswith(BY_CORPUS)
+        }
         if self.depth:
             perplexity = self_distillation.perplexity(outputs.statistics["assigned"]["counts"])
             result["perplexity"] = float(perplexity.mean())

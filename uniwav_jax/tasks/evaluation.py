@@ -300,7 +300,7 @@ def _validation(config) -> Callable[[Pretrained], dict] | None:
         return None
     mesh = make_mesh(config.parallel, jax.devices()[:1])
     validate = make_validate(config, recipes.build(config), mesh, mixture)
-    return lambda model: validate(model.params, {"statistics": model.statistics}, model.slots)
+    return lambda model: validate(model.params, model.constants, model.slots)
 
 
 def _baseline_views(config) -> Callable[[dict], dict[str, np.ndarray]]:

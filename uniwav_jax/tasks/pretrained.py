@@ -48,6 +48,11 @@ class Pretrained:
         """The functions of the run's config."""
         return _programs(configs.to_json(self.config))[0]
 
+    @property
+    def constants(self) -> dict:
+        """What a recipe's functions take beside parameters and slots; no corpora are told apart."""
+        return {"statistics": self.statistics, "corpora": np.zeros(0, np.uint32)}
+
     def untrained(self) -> "Pretrained":
         """The same run before its first step, with the same statistics."""
         # Placed like restored arrays, so that both run the same compiled programs.
@@ -107,7 +112,7 @@ def load(workdir, step: int | None = None) -> Pretrained:
         step = checkpoints.latest if step is None else step
         statistics = checkpoints.meta(step)["statistics"]
         state = checkpoints.restore(step, abstract_state(config, _mesh(config)))
-    constants = data.as_constants(config, statistics, replicated(_mesh(config)))
+    constants = data.as_constants(config, statistics, None, replicated(_mesh(config)))
     return Pretrained(config, step, state.params, state.slots, constants["statistics"])
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import soundfile
 
 from data_pipelines.files import atomic_write, write_json
-from data_pipelines.loader import batches, places
+from data_pipelines.loader import batches
+from data_pipelines.places import places
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel import mesh as meshes
 from uniwav_jax.parallel.sharding import path_name
@@ -69,7 +70,7 @@ def replay(workdir, step: int, *, shards: str = "", say=print) -> dict:
     begun, state, statistics = _state_before(workdir, step, config, origin, prepared, say)
     if statistics is None:
         statistics = data.feature_statistics(config, mixture)
-    constants = data.as_constants(config, statistics, meshes.replicated(prepared.mesh))
+    constants = data.as_constants(config, statistics, mixture, meshes.replicated(prepared.mesh))
     batch_size, accumulation = config.training.batch_size, config.training.accumulation
     offset = starts.position_offset(origin, batch_size)
     say(f"repeating steps {begun + 1} to {step} from checkpoint {begun}")
@@ -93,11 +94,10 @@ def replay(workdir, step: int, *, shards: str = "", say=print) -> dict:
     found = look_into(prepared, before, after, constants, placed)
     positions = data.drawn(step, batch_size, offset, config.data.skip_slots)
     losses = example_losses(prepared, before, constants, batch)
+    drawn = places(mixture, config.seed, positions, batch["replaced"])
     examples = [
         {"row": row, "loss": loss, "score": robust_score(loss, np.delete(losses, row)), **place}
-        for row, (loss, place) in enumerate(
-            zip(losses.tolist(), places(mixture, config.seed, positions), strict=True)
-        )
+        for row, (loss, place) in enumerate(zip(losses.tolist(), drawn, strict=True))
     ]
     # A loss that is not a number is worse than any.
     examples.sort(key=lambda e: -e["loss"] if np.isfinite(e["loss"]) else -np.inf)

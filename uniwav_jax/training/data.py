@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from data_pipelines.exclusions import NOTHING, read_exclusions
 from data_pipelines.index import SPLITS, read_index
 from data_pipelines.loader import batches
 from data_pipelines.mixture import Mixture, open_mixture, parse_spec
@@ -20,7 +21,7 @@ STATISTICS_BATCH = 16
 
 
 def open_split(config, shards: str, split: str) -> Mixture:
-    """The mixture of one split, cropped and joined as the config says; excluded speakers left out.
+    """The mixture of one split, cropped and joined as the config says, without what it excludes.
 
     Raises:
       UserError: see `open_mixture`; or no shards are named.
@@ -28,8 +29,8 @@ def open_split(config, shards: str, split: str) -> Mixture:
     if not shards:
         raise UserError("no shards are named; pass --data SHARDS.")
     hop = config.features.hop
-    present = {name for path, _ in parse_spec(shards) for name in read_index(path).speakers}
-    excluded = config.data.exclude_speakers
+    listed = read_exclusions(config.data.exclude) if config.data.exclude else NOTHING
+    speakers = {*config.data.exclude_speakers, *listed.speakers}
     return open_mixture(
         shards,
         split=split,
@@ -38,10 +39,9 @@ def open_split(config, shards: str, split: str) -> Mixture:
         min_seconds=config.data.min_seconds,
         shortest_samples=(config.masking.shortest - 1) * hop + 1,
         sample_rate=config.features.sample_rate,
+        exclude=listed._replace(speakers=tuple(sorted(speakers))),
         # A name that the training shards lack is a slip; separate validation shards may lack it.
-        exclude_speakers=[
-            name for name in excluded if name in present or shards == config.data.shards
-        ],
+        must_hold=shards == config.data.shards,
     )
 
 
@@ -114,8 +114,40 @@ def drawn(step: int, batch_size: int, offset: int, skip) -> list[int]:
     return [after_skips(position, skip) for position in range(first, first + batch_size)]
 
 
-def as_constants(config, statistics: dict, sharding) -> dict:
-    """What the step takes beside state and batch: arrays that are not trained."""
+def progress(mixture: Mixture, positions: int, skip) -> dict[str, float]:
+    """How much of each corpus has been drawn.
+
+    Args:
+      mixture: of the run.
+      positions: drawn so far, without those left out.
+      skip: ranges left out, as `batches` takes them.
+
+    Returns:
+      {NAME/epochs: passes over the corpus, NAME/hours: of audio, padding left out, where a slot
+      counts as long as the corpus's slots are on average}.
+    """
+    found, end = {}, after_skips(positions, skip)
+    left_out = [(first, min(last, end)) for first, last in skip if first < end]
+    for corpus, part in enumerate(mixture.parts):
+        drawn = mixture.count(corpus, end)
+        drawn -= sum(mixture.count(corpus, b) - mixture.count(corpus, a) for a, b in left_out)
+        epochs = drawn / len(part.slots)
+        samples = epochs * part.slot_samples(mixture.crop_samples)
+        found[f"{part.name}/epochs"] = epochs
+        found[f"{part.name}/hours"] = samples / mixture.sample_rate / 3600
+    return found
+
+
+def as_constants(config, statistics: dict, mixture: Mixture | None, sharding) -> dict:
+    """What the step takes beside state and batch: arrays that are not trained.
+
+    Args:
+      config: of the run.
+      statistics: {"mean", "deviation"} of the features.
+      mixture: whose corpora losses are told apart; None for none.
+      sharding: of all of them.
+    """
     dtype = jnp.promote_types(config.training.parameter_dtype, jnp.float32)
     arrays = {name: np.asarray(values, dtype) for name, values in statistics.items()}
-    return jax.device_put({"statistics": arrays}, sharding)
+    corpora = np.asarray([part.code for part in mixture.parts] if mixture else (), np.uint32)
+    return jax.device_put({"statistics": arrays, "corpora": corpora}, sharding)

@@ -18,8 +18,12 @@ from data_pipelines.files import atomic_write, content_digest, read_json, write_
 from uniwav_jax import config as configs
 from uniwav_jax.errors import UserError
 
-FORMAT = 1
-LOCAL_FIELDS = ("data.shards", "data.validation")
+FORMAT = 2
+# By older format: fields of the config that came later, with the values that do what it did.
+LATER_FIELDS = {
+    1: {"data.exclude": "", "data.reads_in_flight": 4, "data.damaged_fraction": 0.001},
+}
+LOCAL_FIELDS = ("data.shards", "data.validation", "data.exclude")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "array_record")
 
 
@@ -113,14 +117,23 @@ def read_run(workdir) -> dict:
         found, digest = run["format"], run["digest"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it from a copy.") from error
-    if found != FORMAT:
-        raise UserError(f"{path} has format {found}; this version reads {FORMAT}.")
+    if found not in (FORMAT, *LATER_FIELDS):
+        raise UserError(f"{path} has format {found}; this version reads up to {FORMAT}.")
     if digest != content_digest(run):
         raise UserError(
             f"{path} is damaged: its content does not fit its digest; restore it from a copy."
         )
-    run["config"] = configs.from_json(json.dumps(run["config"]))
+    run["config"] = _complete(run["config"], found)
     return run
+
+
+def _complete(config: dict, written_by: int):
+    """A config as this version knows it, from one that a format of run.json holds."""
+    config = configs.from_json(json.dumps(config))
+    with config.unlocked():
+        for number in range(written_by, FORMAT):
+            config.update_from_flattened_dict(LATER_FIELDS[number])
+    return config
 
 
 def write_record(workdir: pathlib.Path, config, start: int) -> None:
@@ -130,6 +143,7 @@ def write_record(workdir: pathlib.Path, config, start: int) -> None:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     commit, changes = code_version()
     record = {
+        "format": FORMAT,
         "command": shlex.join([sys.executable, *sys.argv]),
         "commit": commit,
         "config": config.to_dict(),
@@ -166,7 +180,7 @@ def config_of(workdir: pathlib.Path, step: int, run: dict):
         if int(path.stem.rpartition("-")[2]) < step:
             content = read_json(path)
             hardware = content["hardware"]
-            config = configs.from_json(json.dumps(content["config"]))
+            config = _complete(content["config"], content.get("format", 1))
             found = config, len(hardware["devices"]), hardware["processes"]
     return found
 
@@ -195,6 +209,11 @@ def checkpoint_meta(config, mixture, statistics: dict, ancestry: list[dict]) -> 
         "config": config.to_dict(),
         "statistics": statistics,
         "corpora": list(mixture.corpora),
+        "attributions": [
+            {name: getattr(part, name) for name in ("name", "source", "attribution", "fingerprint")}
+            | {"licences": list(part.licences)}
+            for part in mixture.parts
+        ],
         "licences": list(mixture.licences),
         "commit": code_version()[0],
         "versions": versions(),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from uniwav_jax.recipes.interface import Outputs, Recipe, Update
+from uniwav_jax.recipes.interface import BY_CORPUS, Outputs, Recipe, Update
 from uniwav_jax.training.state import TrainState
 
 
@@ -24,18 +24,23 @@ def make_step(
 
     def step(state: TrainState, constants, batch) -> tuple[TrainState, dict]:
         rate = jnp.asarray(learning_rate(state.step))
-        metrics = {"learning_rate": rate}
+        metrics = {"learning_rate": rate, "replaced": (batch["replaced"] > 0).sum()}
         for update in recipe.updates:
             gradient, outputs = accumulate(update, state, constants, batch)
             norm = optax.global_norm(gradient)
             finite = jnp.isfinite(norm)
             state = apply(update, optimizer, state, gradient, outputs, rate, finite)
-            metrics |= {name: total / weight for name, (total, weight) in outputs.ratios.items()}
+            metrics |= {name: ratio(name, *pair) for name, pair in outputs.ratios.items()}
             metrics |= update.metrics(state.params, state.slots, outputs.statistics)
             metrics |= {"gradient_norm": norm, "skipped": 1 - finite.astype(jnp.int32)}
         return dataclasses.replace(state, step=state.step + 1), metrics
 
     return step
+
+
+def ratio(name: str, total: jax.Array, weight: jax.Array) -> jax.Array:
+    """total / weight; by corpus both, [2, corpora]: not every step has examples of each."""
+    return jnp.stack([total, weight]) if name.endswith(BY_CORPUS) else total / weight
 
 
 def accumulate(update: Update, state: TrainState, constants, batch) -> tuple[dict, Outputs]:

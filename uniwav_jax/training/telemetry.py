@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from data_pipelines.files import FULL, atomic_write, full_disk_error
 from uniwav_jax.errors import UserError
+from uniwav_jax.recipes.interface import BY_CORPUS
 
 # Name of the field that holds a row's checksum.
 CRC = "crc32"
@@ -23,11 +24,13 @@ class Telemetry:
       workdir: the run's folder.
       steps: length of the run, for the progress bar.
       config: the run's config.
+      corpora: names, in the order of `constants["corpora"]`.
       writer: False on processes that only take part.
     """
 
-    def __init__(self, workdir: pathlib.Path, steps: int, config, writer: bool = True):
+    def __init__(self, workdir: pathlib.Path, steps: int, config, corpora=(), writer: bool = True):
         self.writer = writer
+        self._corpora = corpora
         self.log_every = config.telemetry.log_every
         self._workdir, self._steps, self._config = workdir, steps, config
         self._path = workdir / "metrics.jsonl"
@@ -175,7 +178,9 @@ class Telemetry:
     def _write_window(self, step: int) -> None:
         seconds = time.monotonic() - self._window_start
         means = {name: total / self._steps_in_window for name, total in self._sums.items()}
-        means["skipped"] = self._sums["skipped"]
+        for name in [name for name in means if name.endswith(BY_CORPUS)]:
+            means |= self._told_apart(name, means.pop(name))
+        means |= {name: self._sums[name] for name in ("skipped", "replaced")}
         means["seconds_a_step"] = seconds / max(1, self._steps_timed)
         means["audio_hours_an_hour"] = self._seconds_of_audio / seconds
         self.row("train", step, means)
@@ -188,6 +193,14 @@ class Telemetry:
             words = ", ".join(f"{name} {value}" for name, value in shown.items())
             self.say(f"step {step}: {words}, {left:.0f} min left")
         self._bar.set_postfix(shown)
+
+
+    def _told_apart(self, name: str, sums: np.ndarray) -> dict:
+        """[2, corpora] sums and weights as one ratio a corpus; nothing if there is only one."""
+        if len(self._corpora) < 2:
+            return {}
+        kind, pairs = name.removesuffix(BY_CORPUS), zip(self._corpora, *sums, strict=True)
+        return {f"{kind}/{corpus}": total / weight for corpus, total, weight in pairs if weight}
 
 
 def as_line(row: dict) -> str:

@@ -7,7 +7,8 @@ import pathlib
 import jax
 
 import uniwav_jax
-from data_pipelines.loader import batches, places
+from data_pipelines.loader import batches
+from data_pipelines.places import damaged, places
 from uniwav_jax import config as configs
 from uniwav_jax.errors import Preempted, TrainingStopped, UserError
 from uniwav_jax.parallel import mesh as meshes
@@ -16,7 +17,7 @@ from uniwav_jax.recipes.inference import Inference
 from uniwav_jax.training import data, lease, optimizer, program, record
 from uniwav_jax.training import start as starts
 from uniwav_jax.training.accounting import Account
-from uniwav_jax.training.checkpoint import Checkpoints
+from uniwav_jax.training.checkpoint import Checkpoints, warn
 from uniwav_jax.training.samples import Samples
 from uniwav_jax.training.state import parameter_count
 from uniwav_jax.training.telemetry import Telemetry
@@ -86,7 +87,7 @@ def train(
 
         # ---- the folder, which is ours from now on --------------------------------------------
         is_writer = processes.index() == 0
-        telemetry = Telemetry(workdir, steps, config, is_writer)
+        telemetry = Telemetry(workdir, steps, config, mixture.corpora, is_writer)
         resources.callback(telemetry.close)
         say = telemetry.say
         last_beat = lease.last_beat(workdir)
@@ -133,7 +134,7 @@ def train(
             state, statistics = prepared.fresh_state(), None
         if statistics is None:
             statistics = data.feature_statistics(config, mixture)
-        constants = data.as_constants(config, statistics, meshes.replicated(mesh))
+        constants = data.as_constants(config, statistics, mixture, meshes.replicated(mesh))
         meta = record.checkpoint_meta(config, mixture, statistics, starts.ancestry(origin))
         step = first
 
@@ -184,6 +185,7 @@ def train(
                 offset=offset,
                 skip=skip,
                 workers=config.data.workers,
+                reads_in_flight=config.data.reads_in_flight,
             )
         )
 
@@ -214,6 +216,11 @@ def train(
             watchdog.now(f"step {step + 1}", COMPILING if begun else 1)
             if step == profiled.start:
                 jax.profiler.start_trace(str(workdir / "profile"))
+            if batch["replaced"].any():
+                drawn = data.drawn(step + 1, batch_size, offset, skip)
+                own = [drawn[row] for row in rows]
+                for where in damaged(mixture, config.seed, own, batch["replaced"]):
+                    warn(f"step {step + 1}: {where} can't be read; another example is taken.")
             # Of all rows, those of the other processes taken to be as long as ours.
             seconds = float(batch["samples"].sum()) / mixture.sample_rate * batch_size / len(rows)
             placed = meshes.put_batch(batch, batch_size, accumulation, mesh)
@@ -232,6 +239,8 @@ def train(
             if step % config.telemetry.log_every == 0:
                 order = orders()
                 telemetry.row("accounting", step, account.row())
+                drawn = data.progress(mixture, step * batch_size + offset, skip)
+                telemetry.row("corpora", step, drawn)
                 if is_writer:
                     account.write(step)
             over, caught = order["over"], signals.caught(step - first)

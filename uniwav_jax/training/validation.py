@@ -1,5 +1,6 @@
 """The validation pass: fixed batches, masks, noise and time-steps, so that runs compare."""
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -15,11 +16,16 @@ from uniwav_jax.training import data
 def make_validate(config, recipe: Recipe, mesh, mixture: Mixture) -> Callable[..., dict]:
     """Returns validate(params, constants, slots) -> the recipe's metrics over the validation set.
 
-    The metrics are Python numbers; `fingerprint` names the set and `seconds` is the time it took.
+    The metrics are Python numbers; `fingerprint` names the set, and says so when examples had to be
+    replaced because they can't be read; `seconds` is the time it took.
     """
     batch_size = config.training.batch_size
-    validate_step = jax.jit(recipe.validate, out_shardings=meshes.replicated(mesh))
     fingerprint = data.validation_fingerprint(config, mixture)
+
+    @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
+    def validate_step(params, constants, slots, batch):
+        replaced = (batch["replaced"] > 0).sum()
+        return recipe.validate(params, constants, slots, batch), replaced
 
     def validate(params, constants, slots) -> dict:
         began, total = time.monotonic(), None
@@ -30,7 +36,9 @@ def make_validate(config, recipe: Recipe, mesh, mixture: Mixture) -> Callable[..
                 placed = jax.tree.map(lambda x: x.squeeze(0), placed)
                 outputs = validate_step(params, constants, slots, placed)
                 total = outputs if total is None else jax.tree.map(jnp.add, total, outputs)
-        row = recipe.summarize(jax.device_get(total))
-        return row | {"fingerprint": fingerprint, "seconds": time.monotonic() - began}
+        total, replaced = jax.device_get(total)
+        name = f"{fingerprint} but {replaced} replaced" if replaced else fingerprint
+        seconds = time.monotonic() - began
+        return recipe.summarize(total) | {"fingerprint": name, "seconds": seconds}
 
     return validate

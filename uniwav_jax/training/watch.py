@@ -14,8 +14,9 @@ from uniwav_jax.errors import TrainingStopped
 from uniwav_jax.parallel import processes
 
 HUNG = 4  # exit status
-# Fewer steps say nothing about what is usual.
+# Fewer steps say nothing about what is usual, and fewer examples nothing about the shards.
 LEAST = 20
+LEAST_DRAWN = 10_000
 
 
 class Watch:
@@ -29,7 +30,9 @@ class Watch:
         self._threshold = config.training.collapse_perplexity
         self._warmup = config.optimizer.warmup * config.training.steps
         self._score = config.telemetry.spike_score
-        self._skipped = 0
+        self._damaged = config.data.damaged_fraction
+        self._batch_size = config.training.batch_size
+        self._skipped = self._replaced = self._drawn = 0
         self._losses = collections.deque(maxlen=config.telemetry.spike_window)
 
     def memory(self) -> dict:
@@ -48,6 +51,14 @@ class Watch:
             raise TrainingStopped(
                 f"step {step}: the gradient was not finite {self._skipped} times in a row, all "
                 "these updates were skipped; lower optimizer.learning_rate or look at the data."
+            )
+        self._drawn += self._batch_size
+        self._replaced += int(metrics["replaced"])
+        if self._replaced > self._damaged * max(self._drawn, LEAST_DRAWN):
+            raise TrainingStopped(
+                f"step {step}: {self._replaced} of {self._drawn} examples since the start had to "
+                f"be replaced (data.damaged_fraction = {self._damaged}); `python -m data_pipelines "
+                "verify` names all damaged records of a shard folder."
             )
         lowest = metrics.get("perplexity_min", float("inf"))
         if step > self._warmup and lowest < self._threshold:
