@@ -12,8 +12,14 @@ export MALLOC_ARENA_MAX ?= 1
 
 .PHONY: demo test test-all test-slow lint clean
 
+# CORPUS=DIR takes your own audio instead of synthetic speech, and needs nothing under a GPL.
+ifdef CORPUS
+demo: $(VENV)/.installed-core
+	$(BIN)/python -m launch.demo --corpus "$(CORPUS)"
+else
 demo: $(VENV)/.installed-speech
 	$(BIN)/python -m launch.demo
+endif
 
 # Everything but the slow tests.
 test: $(VENV)/.installed-test
@@ -31,7 +37,7 @@ lint: $(VENV)/.installed-test
 $(VENV)/.installed-%: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	$(BIN)/python -m pip install --quiet --editable "$(if $(filter core,$*),.,.[$*])"
 	touch $@
 
 clean:

@@ -1,6 +1,6 @@
 """The whole system on a laptop: corpus, training, evaluation, generated speech.
 
-    python -m launch.demo [--runs runs/demo] [--steps 2000] [--without-bars]
+    python -m launch.demo [--runs runs/demo] [--corpus DIR] [--steps 2000] [--without-bars]
 
 Runs the same commands that a user would, prints each of them and the seconds it took, and ends with
 a table of what was reached. Exit status 1: a bar was missed. Run again, it goes on where it
@@ -16,26 +16,34 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+
 from data_pipelines.files import atomic_write
+from data_pipelines.index import read_index
 from data_pipelines.reader import RecordReader
+from data_pipelines.records import SPLITS
 
 
 def main() -> int:
     """Runs the demo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", default="runs", help="where corpus and run are written")
+    parser.add_argument(
+        "--corpus", metavar="DIR", help="a folder of audio instead of synthetic speech; no bars"
+    )
     parser.add_argument("--steps", type=int, default=2_000, help="training steps")
     parser.add_argument("--minutes", type=float, default=75.0, help="of synthetic speech")
     parser.add_argument("--without-bars", action="store_true", help="only run, judge nothing")
     options = parser.parse_args()
+    judged = not (options.corpus or options.without_bars)
     runs = pathlib.Path(options.runs)
     shards, run = str(runs / "demo_shards"), str(runs / "demo")
     sounds = runs / "demo" / "sounds"
 
     seconds = {
         "corpus": command(
-            *("data_pipelines", "write", "synthetic"),
-            *("--out", shards, "--minutes", str(options.minutes)),
+            *("data_pipelines", "write", *corpus(options.corpus, options.minutes)),
+            *("--out", shards),
         ),
         "training": command(
             *("uniwav_jax", "train", "--config", "configs/tiny.py"),
@@ -44,17 +52,18 @@ def main() -> int:
         ),
         "evaluation": command("uniwav_jax", "evaluate", "--workdir", run, "--data", shards),
     }
-    true = write_example(shards, sounds / "true.wav")
+    true, length = write_example(shards, sounds / "true.wav")
+    gap = (1.0, 2.0) if length >= 3.0 else (length / 3, 2 * length / 3)
     generated = str(sounds / "resynthesised.wav"), str(sounds / "infilled.wav")
     seconds["sounds"] = command(
         *("uniwav_jax", "resynthesize", "--workdir", run, "--input", true, "--output", generated[0])
     ) + command(
         *("uniwav_jax", "infill", "--workdir", run, "--input", true, "--output", generated[1]),
-        *("--from", "1.0", "--to", "2.0"),
+        *("--from", f"{gap[0]:.2f}", "--to", f"{gap[1]:.2f}"),
     )
 
     evaluation = json.loads((runs / "demo" / "evaluation.json").read_text())
-    missed = print_bars(evaluation) if not options.without_bars else []
+    missed = print_bars(evaluation) if judged else []
     print("\nseconds: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # kilobytes on Linux
     print(f"         {sum(seconds.values()):.0f} in all; peak memory {peak:.1f} GiB")
@@ -62,6 +71,14 @@ def main() -> int:
     print(f"sounds:   {true}, {generated[0]}, {generated[1]}")
     print(f"numbers:  {run}/evaluation.json; curves: tensorboard --logdir {run}/tensorboard")
     return 1 if missed else 0
+
+
+def corpus(folder: str | None, minutes: float) -> list[str]:
+    """Arguments of `data_pipelines write`: synthetic speech, or a folder with its manifest.csv."""
+    if folder is None:
+        return ["synthetic", "--minutes", str(minutes)]
+    manifest = pathlib.Path(folder) / "manifest.csv"
+    return ["folder", "--source", folder, *(["--manifest", str(manifest)] * manifest.is_file())]
 
 
 def command(*arguments: str) -> float:
@@ -75,17 +92,21 @@ def command(*arguments: str) -> float:
     return time.monotonic() - began
 
 
-def write_example(shards: str, path: pathlib.Path) -> str:
-    """The first test record of at least 3 s as a WAV file."""
+def write_example(shards: str, path: pathlib.Path) -> tuple[str, float]:
+    """A record of at least 3 s as a WAV file, of the test split if it has one; else the longest.
+
+    Returns:
+      The file and its seconds.
+    """
     import soundfile
 
-    reader = RecordReader(shards)
-    records = (reader[i] for i in range(len(reader)))
-    record = next(r for r in records if r.split == "test" and r.samples >= 3 * r.sample_rate)
+    index = read_index(shards)
+    enough = np.minimum(index.samples, 3 * index.sample_rate)
+    record = RecordReader(index)[int(np.lexsort((index.split != SPLITS.index("test"), -enough))[0])]
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         soundfile.write(temporary, record.waveform(), record.sample_rate, format="WAV")
-    return str(path)
+    return str(path), record.samples / record.sample_rate
 
 
 def bars(evaluation: dict) -> list[tuple[str, float, float, bool]]:
