@@ -114,6 +114,7 @@ def test_a_spike_is_logged_named_and_left_out(planted, tmp_path):
     assert run["config"]["data"]["skip_slots"] == [[first, end]]
 
 
+@pytest.mark.slow
 def test_what_makes_a_step_non_finite_is_named(planted, tmp_path):
     """Everything but the bad record lies at the features' floor, so that their deviation is 0 and
     its floor alone divides: what is louder overflows."""

@@ -56,6 +56,7 @@ def test_every_record_of_the_shards(small_run, small_shards, heard):
         assert {draw["step"] for draw in early["draws"]} == {step for step in found if step <= 2}
 
 
+@pytest.mark.slow
 def test_a_branch_has_seen_what_its_source_has(small_run, small_shards, heard, tmp_path):
     runs.train(
         *(small_shards, tmp_path / "run", "--branch-from", f"{small_run}@3"),
