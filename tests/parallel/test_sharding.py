@@ -44,7 +44,10 @@ def placed_state(mesh):
     return jax.device_put(state, shardings(state, mesh))
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "data=8" else []) for name in MESHES],
+)
 def test_steps_equal_one_device(name):
     _, constants, step, batch, expected, expected_metrics = case()
     mesh = meshes.make_mesh(MESHES[name])

@@ -43,6 +43,7 @@ def heard(small_run, small_shards):
     return steps
 
 
+@pytest.mark.slow
 def test_every_record_of_the_shards(small_run, small_shards, heard):
     ids = [record.id for record in map(RecordReader(small_shards).labels, range(20))]
     assert len(set(heard)) > 5

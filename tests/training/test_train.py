@@ -153,6 +153,7 @@ def test_non_finite_gradients_stop_the_run_and_keep_the_state(small_shards, tmp_
     assert sum(r.get("skipped", 0) for r in read_rows(folder / "metrics.jsonl")) >= 2
 
 
+@pytest.mark.slow
 def test_a_collapsed_codebook_stops_the_run(small_shards, tmp_path):
     """The bar is set above what 16 codewords can reach."""
     result = runs.train(
@@ -210,6 +211,7 @@ def test_a_budget_of_chip_hours_stops_the_run_with_a_checkpoint(small_shards, sm
     assert_same_run(small_run, folder, 6)
 
 
+@pytest.mark.slow
 def test_a_trace_is_written(small_shards, tmp_path):
     runs.train(small_shards, tmp_path / "run", "--profile", "1:3")
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
