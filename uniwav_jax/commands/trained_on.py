@@ -2,7 +2,8 @@
 
 Follows from the order of examples, which is a pure function of seed and position: nothing was
 logged. Runs that this one began from (--init-from, --branch-from) are asked as well. Every epoch
-up to the step is searched: about ten seconds for a million slots.
+up to the step is searched: about ten seconds for a million slots. Examples that took the place of
+damaged ones are not found: metrics.jsonl counts them (`replaced`), and the log names what was lost.
 """
 
 

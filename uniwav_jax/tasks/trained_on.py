@@ -1,4 +1,8 @@
-"""Whether a run has seen a recording: the order of examples, read backwards."""
+"""Whether a run has seen a recording: the order of examples, read backwards.
+
+Of examples that took the place of unreadable ones nothing is known here: that depends on the state
+of the storage at the time, not on the order.
+"""
 
 import dataclasses
 import pathlib
@@ -88,7 +92,7 @@ def ask(workdir, run: dict, record_id: str, step: int, shards: str) -> dict:
 
 
 def draws(mixture: Mixture, seed: int, clip: "Clip", begin: int, end: int):
-    """(position, `loader.Place`) of the crops with some of a clip, from begin up to end."""
+    """(position, `places.Place`) of the crops with some of a clip, from begin up to end."""
     if not clip.slots:
         return
     part = mixture.parts[clip.corpus]
