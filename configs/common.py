@@ -77,6 +77,7 @@ def base() -> ml_collections.ConfigDict:
         "epsilon": 1e-6,
         "weight_decay": 0.01,
         "clip": 1.0,
+        "moment_dtype": "",  # of Adam's first moment: "bfloat16" halves it; "" = the parameters'
     }
     config.training = {
         "steps": 400_000,
@@ -89,12 +90,13 @@ def base() -> ml_collections.ConfigDict:
         "chip_hours": 0.0,  # budget over all restarts; then the run saves and stops; 0 = none
     }
     config.parallel = {
+        "slices": 1,  # of a TPU job, joined by the data-centre network; they split the batch
         "data": -1,  # -1 = whatever is left
         "fsdp": 1,
         "tensor": 1,
-        "remat": "none",  # "none", "dots" or "full"
-        "unroll": 1,
-        "attention": "reference",
+        "remat": "none",  # what is computed again: "none", "dots", "names" or "full"
+        "unroll": 1,  # layers of a stack that are compiled as one piece
+        "attention": "auto",  # "reference", "splash" (TPU) or "cudnn" (GPU); "auto" by the mesh
         "start_seconds": 45,  # to wait for the other processes at the start
         "barrier_seconds": 300,  # and wherever they meet later
         "heartbeat_seconds": 100,  # without a sign of life, after which a process counts as lost

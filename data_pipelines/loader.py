@@ -50,6 +50,12 @@ _FIELDS = {
 _BLANK = {"corpus": 0, "domain": 0, "epoch": 0, "id": (0, 0), "slot": 0}
 
 
+def row_fields(crop_samples: int) -> dict[str, tuple[tuple[int, ...], type]]:
+    """What one row of a batch holds: name -> shape and NumPy type. See `batches`."""
+    fields = {name: ((2,) if name == "id" else (), dtype) for name, dtype in _FIELDS.items()}
+    return fields | {"waveform": ((crop_samples,), np.float32)}
+
+
 def batches(
     mixture: Mixture,
     *,

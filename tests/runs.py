@@ -15,8 +15,11 @@ from uniwav_jax.parallel.mesh import make_mesh
 from uniwav_jax.training.program import abstract_state
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-CACHE = pathlib.Path(tempfile.mkdtemp(prefix="programs-"))
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+# Compiled programs, shared with the other processes of a test session that this one starts.
+if "UNIWAV_TEST_PROGRAMS" not in os.environ:
+    os.environ["UNIWAV_TEST_PROGRAMS"] = tempfile.mkdtemp(prefix="programs-")
+    atexit.register(shutil.rmtree, os.environ["UNIWAV_TEST_PROGRAMS"], ignore_errors=True)
+CACHE = pathlib.Path(os.environ["UNIWAV_TEST_PROGRAMS"])
 
 # A model of a few thousand parameters on crops of 0.64 s.
 SMALL = {

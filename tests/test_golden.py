@@ -37,7 +37,7 @@ def flatten(config, prefix=""):
 
 def state_lines(tree, decayed):
     """One line a leaf: path, shape, dtype, whether it decays, sharding over 2 x 2 x 2 devices."""
-    mesh = meshes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices()[:8])
+    mesh = meshes.make_mesh(meshes.ANY_NUMBER | {"fsdp": 2, "tensor": 2}, jax.devices()[:8])
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = path_name(path)

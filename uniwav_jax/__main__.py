@@ -17,6 +17,7 @@ COMMANDS = {
     "resynthesize": "an audio file through encoder and decoder, every frame generated",
     "replay": "one step of a run again: gradients, first non-finite tensor, worst examples",
     "trained-on": "whether a run has been trained on a recording, and at which steps",
+    "compile": "whether the train step fits a topology that is not there, how fast, at what cost",
     "infill": "generate a gap of an audio file from what surrounds it",
 }
 

@@ -7,7 +7,8 @@ import pytest
 
 from tests.oracles import network as oracle
 from uniwav_jax.errors import UserError
-from uniwav_jax.models.attention import attention, rotate
+from uniwav_jax.models.attention import attention, choose, rotate
+from uniwav_jax.parallel.mesh import make_mesh
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -15,10 +16,23 @@ BATCH, FRAMES, HEADS, WIDTH = 3, 9, 2, 6
 LENGTHS = (9, 5, 1)
 
 
-def case(seed=0):
+def case(seed=0, frames=FRAMES, heads=HEADS, width=WIDTH, lengths=LENGTHS):
     rng = np.random.default_rng(seed)
-    q, k, v = rng.normal(size=(3, BATCH, FRAMES, HEADS, WIDTH))
-    return q, k, v, np.arange(FRAMES) < np.array(LENGTHS)[:, None]
+    q, k, v = rng.normal(size=(3, len(lengths), frames, heads, width))
+    return q, k, v, np.arange(frames) < np.array(lengths)[:, None]
+
+
+def with_gradients(backend, inputs, valid, mesh=None):
+    """Output and gradients to q, k and v of a weighted sum of the valid frames' outputs."""
+    weights = np.random.default_rng(1).normal(size=inputs[0].shape) * valid[..., None, None]
+
+    def loss(q, k, v):
+        out = attention(q, k, v, jnp.asarray(valid), backend, mesh)
+        # What padding gives is meaningless, so it must not reach the loss.
+        return (jnp.where(valid[..., None, None], out, 0) * weights.astype(out.dtype)).sum(), out
+
+    gradients, out = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*inputs)
+    return [np.where(valid[..., None, None], x, 0).astype(np.float64) for x in (out, *gradients)]
 
 
 def test_equals_numpy_on_the_valid_frames():
@@ -83,3 +97,91 @@ def test_rotated_products_depend_on_the_distance_alone():
 def test_an_unknown_backend_is_refused_by_name():
     with pytest.raises(UserError, match="parallel.attention = 'flash9'"):
         attention(*(jnp.asarray(x) for x in case()), "flash9")
+
+
+KERNEL_LENGTHS = (256, 200, 130, 128, 127, 64, 20, 1)
+KERNEL_CASE = {"frames": 256, "heads": 4, "width": 64, "lengths": KERNEL_LENGTHS}
+MESHES = {
+    "one device": None,
+    "data=2,fsdp=2,tensor=2": {"slices": 1, "data": 2, "fsdp": 2, "tensor": 2},
+    "slices=2,fsdp=4": {"slices": 2, "data": 1, "fsdp": 4, "tensor": 1},
+}
+
+
+@pytest.mark.parametrize("dtype,tolerance", [(np.float32, 2e-6), (jnp.bfloat16, 2e-2)])
+@pytest.mark.parametrize("split", MESHES)
+def test_splash_equals_the_float64_reference(split, dtype, tolerance):
+    if split != "one device" and dtype != np.float32:
+        pytest.skip("the kernel is the same on every mesh")
+    q, k, v, valid = case(**KERNEL_CASE)
+    inputs = [jnp.asarray(x, dtype) for x in (q, k, v)]
+    mesh = make_mesh(MESHES[split]) if MESHES[split] else None
+    expected = with_gradients("reference", [jnp.asarray(x, jnp.float64) for x in inputs], valid)
+    for actual, wanted in zip(
+        with_gradients("splash", inputs, valid, mesh), expected, strict=True
+    ):
+        assert np.abs(actual - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
+def test_splash_passes_no_gradient_through_padding():
+    q, k, v, valid = case(**KERNEL_CASE)
+    inputs = [jnp.asarray(x, np.float32) for x in (q, k, v)]
+    valid = jnp.asarray(valid)
+
+    def loss(q, k, v):
+        out = attention(q, k, v, valid, "splash")
+        return jnp.where(valid[..., None, None], out**2, 0).sum()
+
+    for gradient in jax.jit(jax.grad(loss, (1, 2)))(*inputs):
+        assert np.isfinite(gradient).all() and not np.asarray(gradient)[~np.asarray(valid)].any()
+
+
+def test_splash_says_which_numbers_of_frames_it_takes():
+    with pytest.raises(UserError, match="takes multiples of 128 frames, not 9"):
+        attention(*(jnp.asarray(x, np.float32) for x in case()[:3]), case()[3], "splash")
+
+
+@pytest.mark.skipif(
+    not any(d.platform == "gpu" for d in jax.devices()), reason="cuDNN needs a GPU; there is none"
+)
+def test_cudnn_equals_the_float64_reference():
+    q, k, v, valid = case(**KERNEL_CASE)
+    inputs = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
+    expected = with_gradients("reference", [jnp.asarray(x, jnp.float64) for x in inputs], valid)
+    for actual, wanted in zip(with_gradients("cudnn", inputs, valid), expected, strict=True):
+        assert np.abs(actual - wanted).max() <= 2e-2 * np.abs(wanted).max()
+
+
+class Devices:
+    """All of a mesh that `choose` looks at."""
+
+    def __init__(self, platform):
+        self.devices = np.array([type("Device", (), {"platform": platform})()])
+
+
+@pytest.mark.parametrize(
+    "platform,dtype,expected",
+    [
+        ("tpu", jnp.bfloat16, "splash"),
+        ("tpu", np.float32, "splash"),
+        ("gpu", jnp.bfloat16, "cudnn"),
+        ("gpu", np.float32, "reference"),
+        ("cpu", jnp.bfloat16, "reference"),
+    ],
+)
+def test_auto_goes_by_the_mesh(platform, dtype, expected):
+    assert choose("auto", Devices(platform), dtype) == expected
+    assert choose("auto", None, dtype) == "reference"
+
+
+def test_cudnn_is_refused_where_it_cannot_compute():
+    with pytest.raises(UserError, match="'cudnn' can't compute in float32"):
+        choose("cudnn", None, np.float32)
+
+
+@pytest.mark.parametrize(
+    "mask", [np.ones((3, 1, 9, 9), bool), np.ones((3, 9), np.float32), np.ones((3, 8), bool)]
+)
+def test_any_other_mask_is_refused(mask):
+    with pytest.raises(ValueError, match="attention takes bool"):
+        attention(*(jnp.asarray(x) for x in case()[:3]), jnp.asarray(mask), "reference")

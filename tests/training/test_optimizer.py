@@ -113,3 +113,23 @@ def test_the_schedule_is_not_in_the_optimisers_state():
     counts = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim == 0]
     assert len(counts) == 1  # Adam's own, for its bias correction
     assert isinstance(optimizer, optax.GradientTransformation)
+
+
+def test_a_first_moment_of_bfloat16_is_the_rounded_one_of_float32():
+    gradient = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=64), jnp.float32)}
+    moments = {}
+    for dtype in ("float32", "bfloat16"):
+        optimizer = optimizers.build(config_with(moment_dtype=dtype))
+        _, state = optimizer.update(gradient, optimizer.init(gradient), gradient)
+        (moments[dtype],) = (s.mu["kernel"] for s in state if hasattr(s, "mu"))
+        (second,) = (s.nu["kernel"] for s in state if hasattr(s, "nu"))
+        assert second.dtype == jnp.float32
+    assert moments["bfloat16"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(
+        moments["bfloat16"], moments["float32"].astype(jnp.bfloat16)
+    )
+
+
+def test_an_unknown_type_of_moment_is_refused_by_name():
+    with pytest.raises(UserError, match="optimizer.moment_dtype = 'float8'"):
+        optimizers.build(config_with(moment_dtype="float8"))

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from uniwav_jax.errors import UserError
 from uniwav_jax.models.transformer import (
+    MIDDLE,
     Compute,
     FeedForward,
     SelfAttention,
@@ -56,7 +58,8 @@ class AdaptiveLayer(nnx.Module):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (
             table[:, i, None, :] for i in range(6)
         )
-        x = x + gate_1 * self.attention(layer_norm(x) * (1 + scale_1) + shift_1, valid)
+        attended = self.attention(layer_norm(x) * (1 + scale_1) + shift_1, valid)
+        x = checkpoint_name(x + gate_1 * attended, MIDDLE)
         return x + gate_2 * self.feed_forward(layer_norm(x) * (1 + scale_2) + shift_2)
 
 

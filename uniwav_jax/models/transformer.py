@@ -9,15 +9,25 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from uniwav_jax.errors import UserError
-from uniwav_jax.models.attention import attention, rotate
+from uniwav_jax.models.attention import CONTEXT, attention, choose, rotate
 
 EPSILON = 1e-5
+# What the backward pass finds saved, from most memory to most computing. A layer's input always is.
+# "dots": the products with weights, and what attention makes, since a kernel is no dot;
+# "names": of these queries, keys, values, what attention makes, and the stream after it.
+POLICIES = jax.checkpoint_policies
+QUERY, KEY, VALUE, MIDDLE = "query", "key", "value", "middle"
 REMAT = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": POLICIES.save_from_both_policies(
+        POLICIES.dots_with_no_batch_dims_saveable, POLICIES.save_only_these_names(CONTEXT)
+    ),
+    "names": POLICIES.save_only_these_names(QUERY, KEY, VALUE, CONTEXT, MIDDLE),
+    "full": POLICIES.nothing_saveable,
 }
 
 
@@ -30,8 +40,10 @@ class Compute:
     remat: str = "none"
     unroll: int = 1
     attention: str = "reference"
+    mesh: Mesh | None = None
 
     def __post_init__(self):
+        choose(self.attention, self.mesh, self.dtype)
         if self.remat not in REMAT:
             raise UserError(
                 f"parallel.remat = '{self.remat}' is unknown; choose one of {tuple(REMAT)}."
@@ -101,7 +113,7 @@ class SelfAttention(nnx.Module):
         self.out = compute.linear(width, width, rngs)
         self.heads = heads
         self.rotary = rotary
-        self.backend = compute.attention
+        self.compute = compute
 
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
         """x [batch, frames, width], valid bool [batch, frames] -> [batch, frames, width]."""
@@ -109,7 +121,12 @@ class SelfAttention(nnx.Module):
         query, key, value = (f(x).reshape(split) for f in (self.query, self.key, self.value))
         if self.rotary:
             query, key = rotate(query), rotate(key)
-        return self.out(attention(query, key, value, valid, self.backend).reshape(x.shape))
+        query, key = checkpoint_name(query, QUERY), checkpoint_name(key, KEY)
+        value = checkpoint_name(value, VALUE)
+        context = attention(
+            query, key, value, valid, self.compute.attention, self.compute.mesh
+        ).reshape(x.shape)
+        return self.out(checkpoint_name(context, CONTEXT))
 
 
 class FeedForward(nnx.Module):
@@ -134,6 +151,6 @@ class EncoderLayer(nnx.Module):
 
     def __call__(self, x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the residual stream and the feed-forward output before its residual add."""
-        x = x + self.attention(self.attention_norm(x), valid)
+        x = checkpoint_name(x + self.attention(self.attention_norm(x), valid), MIDDLE)
         feed_forward = self.feed_forward(self.feed_forward_norm(x))
         return x + feed_forward, feed_forward

@@ -7,6 +7,7 @@ condition, without encoder layers (depth = 0) there are neither heads nor a fina
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from uniwav_jax.errors import UserError
 from uniwav_jax.models.decoder import Decoder, LayerCondition
@@ -14,14 +15,15 @@ from uniwav_jax.models.encoder import Encoder, run_layers
 from uniwav_jax.models.transformer import Compute
 
 
-def compute_of(config) -> Compute:
-    """The `Compute` that `config.training` and `config.parallel` ask for."""
+def compute_of(config, mesh: Mesh | None = None) -> Compute:
+    """The `Compute` that `config.training` and `config.parallel` ask for, on a mesh."""
     return Compute(
         dtype=jnp.dtype(config.training.compute_dtype),
         parameter_dtype=jnp.dtype(config.training.parameter_dtype),
         remat=config.parallel.remat,
         unroll=config.parallel.unroll,
         attention=config.parallel.attention,
+        mesh=mesh,
     )
 
 
@@ -47,8 +49,8 @@ class Heads(nnx.Module):
 class UniWav(nnx.Module):
     """The trained half; teacher and codebooks are slots of the train state."""
 
-    def __init__(self, config, channels: int, rngs: nnx.Rngs):
-        compute = compute_of(config)
+    def __init__(self, config, channels: int, rngs: nnx.Rngs, mesh: Mesh | None = None):
+        compute = compute_of(config, mesh)
         depth, targets = config.encoder.depth, config.teacher.targets
         if depth and not 1 <= targets <= depth:
             raise UserError(

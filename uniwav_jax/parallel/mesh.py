@@ -1,39 +1,74 @@
 """The device mesh and how batches lie on it."""
 
+import collections
+from collections.abc import Mapping
+
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from uniwav_jax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+# Axis -> field of `config.parallel`. Slices are joined by the data-centre network alone, so their
+# axis only ever carries gradients: parameters are whole within a slice.
+FIELDS = {"slice": "slices", "data": "data", "fsdp": "fsdp", "tensor": "tensor"}
+AXES = tuple(FIELDS)
+BATCH_AXES = ("slice", "data", "fsdp")
+# Values of these fields that fit any number of devices.
+ANY_NUMBER = {"slices": 1, "data": -1, "fsdp": 1, "tensor": 1}
 
 
 def make_mesh(parallel, devices=None) -> Mesh:
-    """A mesh of `parallel.data x parallel.fsdp x parallel.tensor` devices; one of them may be -1.
+    """A mesh of slices x data x fsdp x tensor devices, as `parallel` says; one of them may be -1.
+
+    Args:
+      parallel: the config's section.
+      devices: of this machine and its fellows unless given; may be of a topology that is not there.
 
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices, or the devices lie in another
+        number of slices.
     """
     devices = jax.devices() if devices is None else devices
-    shape = [parallel[axis] for axis in AXES]
+    shape = mesh_shape(parallel, len(devices))
+    return Mesh(_arrange(devices, shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(parallel, devices: int) -> list[int]:
+    """Sizes of `AXES` that `parallel` means for so many devices; raises as `make_mesh`."""
+    shape = [parallel[field] for field in FIELDS.values()]
     fixed = int(np.prod([n for n in shape if n != -1]))
-    if shape.count(-1) == 1 and fixed > 0 and len(devices) % fixed == 0:
-        shape[shape.index(-1)] = len(devices) // fixed
-    if min(shape) < 1 or np.prod(shape) != len(devices):
-        wanted = " x ".join(f"{axis}={parallel[axis]}" for axis in AXES)
+    if shape.count(-1) == 1 and fixed > 0 and devices % fixed == 0:
+        shape[shape.index(-1)] = devices // fixed
+    if min(shape) < 1 or np.prod(shape) != devices:
+        wanted = " x ".join(f"{field}={parallel[field]}" for field in FIELDS.values())
         raise UserError(
-            f"parallel: {wanted} does not fit {len(devices)} device(s); "
+            f"parallel: {wanted} does not fit {devices} device(s); "
             "make the product equal, or leave one axis at -1."
         )
-    return jax.make_mesh(
-        tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    return shape
+
+
+def _arrange(devices, shape: list[int]) -> np.ndarray:
+    """Devices in the mesh's shape: neighbours of a torus side by side, slices outermost."""
+    slices = collections.Counter(getattr(device, "slice_index", None) or 0 for device in devices)
+    if len(slices) == 1:
+        # Faked slices of a CPU mesh are simply parts of the list.
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if len(slices) != shape[0]:
+        raise UserError(
+            f"parallel.slices = {shape[0]}, but the devices lie in {len(slices)} slices; "
+            f"set parallel.slices={len(slices)}."
+        )
+    within, between = [1, *shape[1:]], [shape[0], 1, 1, 1]
+    return mesh_utils.create_hybrid_device_mesh(
+        within, between, devices, allow_split_physical_axes=True
     )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Batch leaves [micro-batches, rows, ...]: rows over data and fsdp."""
+    """Batch leaves [micro-batches, rows, ...]: rows over slices, data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
 
@@ -42,13 +77,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
-    """Raises UserError unless every device gets the same number of rows of each micro-batch."""
-    shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+def check_batch(batch_size: int, accumulation: int, shape: Mapping[str, int]) -> None:
+    """Raises UserError unless every device gets the same number of rows of each micro-batch.
+
+    `shape` is axis -> size, as `Mesh.shape` is.
+    """
+    shards = int(np.prod([shape[axis] for axis in BATCH_AXES]))
     if accumulation < 1 or batch_size % (accumulation * shards):
         raise UserError(
             f"training.batch_size = {batch_size} is not divisible by training.accumulation = "
-            f"{accumulation} x {shards} (data x fsdp devices); change one of them."
+            f"{accumulation} x {shards} (slices x data x fsdp); change one of them."
         )
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from uniwav_jax import features
 from uniwav_jax.features.normalization import normalize, valid_frames
@@ -42,9 +43,9 @@ def draws(keys: jax.Array, use: int, draw) -> jax.Array:
     return jax.vmap(lambda key: draw(jax.random.fold_in(key, use)))(keys)
 
 
-def build(config) -> Recipe:
-    """The recipe of a resolved config."""
-    system = System(config)
+def build(config, mesh: Mesh | None = None) -> Recipe:
+    """The recipe of a resolved config, for a mesh or for one device."""
+    system = System(config, mesh)
     return Recipe(
         initialize=system.initialize,
         updates=(Update(GROUP, system.loss, system.finish, system.metrics),),
@@ -88,8 +89,8 @@ class Examples:
 class System:
     """The two objectives of one config; pure functions of (params, constants, slots, batch)."""
 
-    def __init__(self, config):
-        self.config = config
+    def __init__(self, config, mesh: Mesh | None = None):
+        self.config, self.mesh = config, mesh
         self.feature = features.build(config)
         self.depth = config.encoder.depth
         self.decoder_weight = config.objective.decoder_weight
@@ -305,7 +306,7 @@ class System:
         return found
 
     def _construct(self, key: jax.Array) -> UniWav:
-        return UniWav(self.config, self.feature.channels, nnx.Rngs(key))
+        return UniWav(self.config, self.feature.channels, nnx.Rngs(key), self.mesh)
 
     def _decay(self, updates: jax.Array) -> jax.Array:
         teacher = self.config.teacher

@@ -12,7 +12,7 @@ import numpy as np
 
 from uniwav_jax import config as configs
 from uniwav_jax.errors import UserError
-from uniwav_jax.parallel.mesh import make_mesh, replicated
+from uniwav_jax.parallel.mesh import ANY_NUMBER, make_mesh, replicated
 from uniwav_jax.recipes.inference import Inference
 from uniwav_jax.training import data
 from uniwav_jax.training.checkpoint import Checkpoints
@@ -105,7 +105,7 @@ def load(workdir, step: int | None = None) -> Pretrained:
     config = read_run(workdir)["config"]
     # A run may have been trained on more devices than are here.
     with config.unlocked():
-        config.parallel.update(data=-1, fsdp=1, tensor=1)
+        config.parallel.update(ANY_NUMBER)
     with Checkpoints(workdir / "checkpoints", config) as checkpoints:
         if step is None and checkpoints.latest is None:
             raise UserError(f"{workdir} has no checkpoint yet; train it first.")

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import soundfile
+from jax.sharding import Mesh
 
 from data_pipelines.files import atomic_write, write_json
 from data_pipelines.loader import batches
 from data_pipelines.places import places
+from uniwav_jax import recipes
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel import mesh as meshes
 from uniwav_jax.parallel.sharding import path_name
@@ -60,7 +62,7 @@ def replay(workdir, step: int, *, shards: str = "", say=print) -> dict:
                 f"the run had {count} process(es) with {devices} device(s) in all, here is one "
                 f"with {jax.device_count()}: it is repeated up to rounding, not to the bit"
             )
-            config.parallel.update(data=-1, fsdp=1, tensor=1)
+            config.parallel.update(meshes.ANY_NUMBER)
     prepared = program.build(config)
     mixture = data.open_split(config, config.data.shards, "train")
     if mixture.fingerprint != run["data_fingerprint"]:
@@ -93,7 +95,7 @@ def replay(workdir, step: int, *, shards: str = "", say=print) -> dict:
     metrics = jax.device_get(metrics)
     found = look_into(prepared, before, after, constants, placed)
     positions = data.drawn(step, batch_size, offset, config.data.skip_slots)
-    losses = example_losses(prepared, before, constants, batch)
+    losses = example_losses(config, prepared.mesh, before, constants, batch)
     drawn = places(mixture, config.seed, positions, batch["replaced"])
     examples = [
         {"row": row, "loss": loss, "score": robust_score(loss, np.delete(losses, row)), **place}
@@ -173,10 +175,11 @@ def look_into(
     }
 
 
-def example_losses(prepared: Program, state: TrainState, constants, batch: dict) -> np.ndarray:
+def example_losses(config, mesh: Mesh, state: TrainState, constants, batch: dict) -> np.ndarray:
     """The loss of each row alone, float64 [rows]; NaN for rows that are not trained on."""
-    update = prepared.recipe.updates[0]
-    everywhere = meshes.replicated(prepared.mesh)
+    # One row can't be split over the mesh, so this program is one for a single device.
+    update = recipes.build(config).updates[0]
+    everywhere = meshes.replicated(mesh)
 
     @jax.jit
     def loss(state, row):

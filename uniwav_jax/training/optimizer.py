@@ -11,6 +11,8 @@ from uniwav_jax.parallel.sharding import path_name
 
 # Norms, biases (stacked ones are 2-D), mask and null vectors, layer weights and tables are spared.
 DECAYED = re.compile(r"(^|/)kernel$")
+# Of the first moment. The second one takes steps of 2 %, too near the resolution of bfloat16.
+MOMENT_DTYPES = ("", "bfloat16", "float32")
 
 
 def decay_mask(params):
@@ -24,10 +26,23 @@ def build(optimizer) -> optax.GradientTransformation:
     """clip, Adam, decoupled weight decay; the step multiplies by -learning_rate(step).
 
     The schedule is kept out of the optimiser's state, because a skipped update must not stop it.
+
+    Raises:
+      UserError: a type of the first moment that there is none of.
     """
+    if optimizer.moment_dtype not in MOMENT_DTYPES:
+        raise UserError(
+            f"optimizer.moment_dtype = '{optimizer.moment_dtype}' is unknown; choose one of "
+            f"{MOMENT_DTYPES}, where '' is that of the parameters."
+        )
     return optax.chain(
         optax.clip_by_global_norm(optimizer.clip),
-        optax.scale_by_adam(b1=optimizer.beta1, b2=optimizer.beta2, eps=optimizer.epsilon),
+        optax.scale_by_adam(
+            b1=optimizer.beta1,
+            b2=optimizer.beta2,
+            eps=optimizer.epsilon,
+            mu_dtype=optimizer.moment_dtype or None,
+        ),
         optax.add_decayed_weights(optimizer.weight_decay, mask=decay_mask),
     )
 

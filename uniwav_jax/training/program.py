@@ -46,15 +46,19 @@ class Program:
         return jax.jit(self.make_state, out_shardings=self.placement)()
 
 
-def build(config) -> Program:
+def build(config, devices=None) -> Program:
     """Compiles nothing yet.
+
+    Args:
+      config: resolved.
+      devices: of the mesh; those of all processes unless given.
 
     Raises:
       UserError: a mesh that does not fit the devices, or a batch that does not fit the mesh.
     """
-    mesh = meshes.make_mesh(config.parallel)
-    meshes.check_batch(config.training.batch_size, config.training.accumulation, mesh)
-    recipe = recipes.build(config)
+    mesh = meshes.make_mesh(config.parallel, devices)
+    meshes.check_batch(config.training.batch_size, config.training.accumulation, mesh.shape)
+    recipe = recipes.build(config, mesh)
     transform = optimizer.build(config.optimizer)
     rate = optimizer.schedule(config.optimizer, config.training.steps)
     abstract = abstract_state(config, mesh)

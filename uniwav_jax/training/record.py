@@ -18,10 +18,11 @@ from data_pipelines.files import atomic_write, content_digest, read_json, write_
 from uniwav_jax import config as configs
 from uniwav_jax.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 # By older format: fields of the config that came later, with the values that do what it did.
 LATER_FIELDS = {
     1: {"data.exclude": "", "data.reads_in_flight": 4, "data.damaged_fraction": 0.001},
+    2: {"parallel.slices": 1, "optimizer.moment_dtype": ""},
 }
 LOCAL_FIELDS = ("data.shards", "data.validation", "data.exclude")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "array_record")

@@ -1,0 +1,175 @@
+"""What fits best: mesh, remat policy and batch, ranked by estimate and settled by compiling."""
+
+
+import jax
+
+from uniwav_jax.compile import aot, report
+from uniwav_jax.compile.chips import GIB, Topology
+from uniwav_jax.errors import UserError
+from uniwav_jax.models.transformer import REMAT
+
+# So many of the best candidates are compiled before the search gives up.
+ATTEMPTS = 6
+# Wider than this, tensor parallelism would leave the chips of one host.
+WIDEST_TENSOR = 8
+
+
+def report_of(config, topology: Topology | None, prices: dict) -> dict:
+    """The report of one config: compiled for TPUs and for this machine (None), else estimated.
+
+    Of a program that the compiler refuses for its size it is the estimate with what it needs.
+    """
+    if topology is not None and topology.chip.platform == "gpu":
+        return report.estimate(config, topology, prices)
+    devices = jax.devices() if topology is None else aot.topology_devices(topology)
+    try:
+        return report.report(config, topology, aot.compile_step(config, devices), prices)
+    except aot.DoesNotFit as error:
+        if topology is None:
+            raise
+        found = report.estimate(config, topology, prices)
+        needed = error.needed_bytes or found["used_bytes"]
+        return found | {
+            "used_bytes": needed,
+            "hbm_share": needed / found["hbm_bytes"],
+            "fits": False,
+        }
+
+
+def meshes(config, topology: Topology) -> list[dict[str, int]]:
+    """Every way to split the devices of a slice that batch and heads can be divided by."""
+    devices = topology.devices // topology.slices
+    halves = [config.encoder] + [config.decoder] * bool(config.objective.decoder_weight)
+    found = []
+    for tensor in _divisors(devices):
+        if tensor > WIDEST_TENSOR or any(half.heads % tensor for half in halves):
+            continue
+        for fsdp in _divisors(devices // tensor):
+            rows = topology.devices // tensor * config.training.accumulation
+            if config.training.batch_size % rows == 0:
+                data = devices // tensor // fsdp
+                found.append(
+                    {"slices": topology.slices, "data": data, "fsdp": fsdp, "tensor": tensor}
+                )
+    return found
+
+
+def candidates(config, topology: Topology, prices: dict) -> list[tuple[float, dict, str]]:
+    """(predicted seconds, mesh fields, remat policy) of all that may fit, the fastest first."""
+    found = []
+    for remat in REMAT:
+        for fields in meshes(config, topology):
+            known = report.estimate(changed(config, remat=remat, **fields), topology, prices)
+            held = known["resident"]
+            state = held["parameters and optimiser"] + held["teacher"] + held["saved activations"]
+            if state < known["hbm_bytes"]:
+                found.append((known["predicted_step_seconds"], fields, remat))
+    return sorted(found, key=lambda one: (one[0], one[1]["tensor"], one[1]["fsdp"]))
+
+
+def search(config, topology: Topology | None, prices: dict, say) -> dict:
+    """The fastest mesh and policy that fit at the config's batch, and then the largest batch.
+
+    Returns:
+      The report of the first, with `search`: the fields to set, the estimates of all candidates
+      and `largest_batch_size`.
+
+    Raises:
+      UserError: nothing fits, or the topology is none that can be compiled for.
+    """
+    if topology is None or topology.chip.platform != "tpu":
+        raise UserError("--search compiles for TPU topologies; name one with --topology.")
+    ranked = candidates(config, topology, prices)
+    tried = []
+    for seconds, fields, remat in ranked:
+        if len(tried) == ATTEMPTS:
+            break
+        # What needs less memory than something that did not fit may still fit.
+        chosen = changed(config, remat=remat, **fields)
+        found = report_of(chosen, topology, prices)
+        outcome = "fits" if found["fits"] else "does not fit"
+        say(f"{_shown(fields)} remat {remat}: estimated {seconds:.4f} s; {outcome}")
+        tried.append({"mesh": fields, "remat": remat, "fits": found["fits"]})
+        if found["fits"]:
+            largest = largest_batch(chosen, topology, found, say)
+            return found | {
+                "search": {
+                    "fields": {"remat": remat, **fields},
+                    "largest_batch_size": largest,
+                    "compiled": tried,
+                    "candidates": [
+                        {"seconds": s, "mesh": f, "remat": r} for s, f, r in ranked
+                    ],
+                }
+            }
+    raise UserError(
+        f"nothing fits: of {len(ranked)} meshes and remat policies the {len(tried)} fastest were "
+        f"compiled for {topology.name}; take more chips, or a smaller --config.training.batch_size."
+    )
+
+
+def largest_batch(config, topology: Topology, found: dict, say) -> int:
+    """The largest batch that fits, in whole crops a device; 0 if not even one a device does.
+
+    Memory grows by as much with each crop: two programs tell how many fit, a third proves it.
+    """
+    shards = found["devices"] // found["mesh"]["tensor"]
+    rows = {found["batch_size"] // shards: found["used_bytes"]}
+    other = 1 if max(rows) > 1 else 2
+    rows[other] = _used(config, topology, other * shards)
+    (small, little), (large, much) = sorted(rows.items())
+    each = (much - little) / (large - small)
+    guess = max(1, int(small + (found["hbm_bytes"] - little) / each))
+    while guess and _used(config, topology, guess * shards) > found["hbm_bytes"]:
+        say(f"{guess} crops a device do not fit")
+        guess -= max(1, guess // 16)
+    return guess * shards
+
+
+def advice(config, topology: Topology, found: dict, say) -> str:
+    """What to say of a step that does not fit: the HBM, and the largest batch that fits."""
+    needed = f"{found['used_bytes'] / GIB:.2f} of the {found['hbm_bytes'] / GIB:.2f} GiB of HBM"
+    if topology.chip.platform == "gpu":
+        return f"the step is estimated to need {needed}; take a smaller batch or a larger fsdp."
+    largest = largest_batch(config, topology, found, say)
+    if not largest:
+        return (
+            f"the step needs {needed}, and not even one crop a device fits; raise parallel.fsdp, "
+            "set parallel.remat=full, or take more chips."
+        )
+    return (
+        f"the step needs {needed}; the largest batch that fits is "
+        f"--config.training.batch_size={largest} (or set parallel.remat, now "
+        f"'{config.parallel.remat}', or training.accumulation)."
+    )
+
+
+def changed(config, *, batch_size: int | None = None, **parallel):
+    """A copy of a config with fields of `parallel` and the batch size set."""
+    copy = config.copy_and_resolve_references()
+    with copy.unlocked():
+        copy.parallel.update(parallel)
+        if batch_size is not None:
+            copy.training.batch_size = batch_size
+    return copy.lock()
+
+
+def _used(config, topology: Topology, batch_size: int) -> float:
+    """Bytes that a program of that batch needs on a device, whether they are there or not."""
+    try:
+        compiled = aot.compile_step(
+            changed(config, batch_size=batch_size), aot.topology_devices(topology)
+        )
+    except aot.DoesNotFit as error:
+        if error.needed_bytes is None:
+            raise
+        return error.needed_bytes
+    return compiled.memory["used"]
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _shown(fields: dict) -> str:
+    return " x ".join(f"{name} {size}" for name, size in fields.items())
