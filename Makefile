@@ -10,7 +10,10 @@ export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export MALLOC_ARENA_MAX ?= 1
 
-.PHONY: demo test test-all test-slow lint clean
+# Tests in so many processes; those of one file stay together, since they share what they set up.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: demo test test-all test-slow topologies lint clean
 
 # CORPUS=DIR takes your own audio instead of synthetic speech, and needs nothing under a GPL.
 ifdef CORPUS
@@ -23,13 +26,17 @@ endif
 
 # Everything but the slow tests.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
+
+# Every config on the topologies recommended for it, compiled without them: docs/TOPOLOGIES.md.
+topologies: $(VENV)/.installed-tpu
+	$(BIN)/python -m benchmarks.topologies
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -61,8 +61,10 @@ def topology_devices(topology: Topology) -> list:
     """
     from jax.experimental import topologies
 
-    # libtpu asks for the machine that it is on, which is no TPU, and tells of that.
+    # libtpu asks for the machine that it is on, which is no TPU, and tells of that; and it lets one
+    # process alone have the TPU, of which nobody here has any.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
     options = {"num_slices": topology.slices} if topology.slices > 1 else {}

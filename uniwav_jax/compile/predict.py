@@ -11,7 +11,7 @@ from uniwav_jax.compile.collectives import Collective
 MATRIX_EFFICIENCY = 0.65
 # Largest error of the formula on published figures of dense Transformers, either way
 # (benchmarks/calibration.py, docs/TOPOLOGIES.md).
-BAND = 0.35
+BAND = 0.46
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def layout(topology: Topology, devices=None) -> Layout:
     if topology.chip.platform == "gpu":
         places = np.repeat(np.arange(topology.hosts), topology.shape[1])
         return Layout(np.zeros((topology.chips, 1), int), places)
-    axes = topology.chip.axes
+    axes, devices = topology.chip.axes, list(devices)
     coordinates = np.array([device.coords[:axes] for device in devices])
     places = np.array([getattr(device, "slice_index", None) or 0 for device in devices])
     return Layout(coordinates, places)

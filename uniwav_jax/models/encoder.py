@@ -1,5 +1,7 @@
 """The representation encoder: projection, mask vector, positions, Transformer (system page, 2)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,13 +12,15 @@ from uniwav_jax.models.transformer import Compute, EncoderLayer, layer_norm, sca
 POSITIONS = ("conv", "rope", "conv+rope")
 
 
+@functools.partial(jax.checkpoint, static_argnums=3)
 def grouped_convolution(
     x: jax.Array, kernel: jax.Array, bias: jax.Array, groups: int
 ) -> jax.Array:
-    """Centred convolution over time, zeros outside, as a sum over the taps of grouped products.
+    """Centred convolution over time, zeros outside, as one product of windows and kernel a group.
 
     Not `lax.conv_general_dilated`: XLA's partitioner multiplies its kernel gradient by the size of
     a mesh axis that does not split the batch (tensor), and gathers the whole batch on each device.
+    The windows are `taps` times x, so the backward pass makes them again.
 
     Args:
       x: [batch, frames, width].
@@ -24,19 +28,17 @@ def grouped_convolution(
       bias: [width].
 
     Returns:
-      [batch, frames, width] in x's dtype, summed over the taps in at least float32.
+      [batch, frames, width] in x's dtype, summed in at least float32.
     """
     batch, frames, width = x.shape
     taps, inner, _ = kernel.shape
     before = (taps - 1) // 2
     padded = jnp.pad(x, ((0, 0), (before, taps - 1 - before), (0, 0)))
     padded = padded.reshape(batch, -1, groups, inner)
-    kernel = kernel.reshape(taps, inner, groups, width // groups)
+    windows = jnp.stack([padded[:, tap : tap + frames] for tap in range(taps)], axis=3)
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    total = jnp.zeros((batch, frames, groups, width // groups), wide)
-    for tap in range(taps):
-        product = jnp.einsum("btgi,igo->btgo", padded[:, tap : tap + frames], kernel[tap])
-        total = total + product.astype(wide)
+    kernel = kernel.reshape(taps, inner, groups, width // groups)
+    total = jnp.einsum("btgki,kigo->btgo", windows, kernel, preferred_element_type=wide)
     return (total.reshape(x.shape) + bias.astype(wide)).astype(x.dtype)
 
 
