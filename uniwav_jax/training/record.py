@@ -136,8 +136,13 @@ def _complete(config: dict, written_by: int):
     return config
 
 
-def write_record(workdir: pathlib.Path, config, start: int) -> None:
-    """RUN/record/TIME-step-N.json: command, config, code, versions, environment, hardware."""
+def write_record(workdir: pathlib.Path, config, start: int, preflight: dict) -> None:
+    """RUN/record/TIME-step-N.json: command, config, code, versions, environment, hardware.
+
+    Args:
+      start: the step N that the run begins with.
+      preflight: what it found.
+    """
     folder = workdir / "record"
     folder.mkdir(exist_ok=True)
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -155,6 +160,7 @@ def write_record(workdir: pathlib.Path, config, start: int) -> None:
             "processes": jax.process_count(),
             "devices": [str(device) for device in jax.devices()],
         },
+        "preflight": preflight,
     }
     name = f"{now}-step-{start}"
     with atomic_write(folder / f"{name}.json") as temporary:
@@ -197,7 +203,6 @@ def start_facts(config, arguments: dict) -> dict:
         **arguments,
         "code version": commit,
         "uncommitted difference": hashlib.sha256(changes.encode()).hexdigest()[:12],
-        "number of devices": jax.local_device_count(),
         "package versions": versions(),
     }
 
