@@ -10,8 +10,8 @@ and the packed tree. `check` and `submit` also take a rendered one, --job DIR. O
 anything; `render` needs none of a cloud's programs.
 
 Any field of the config can be set, --config.training.steps=2000, and what follows -- goes to
-`python -m uniwav_jax train` as it is. Exit status: 0 done; 1 the job failed (watch); 2 a mistake;
-130 Ctrl-C, which leaves the job alone.
+`python -m uniwav_jax train` as it is. Exit status: 0 done; 1 the job failed (watch); 2 a mistake,
+or faults that `check` has found; 130 Ctrl-C, which leaves the job alone.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from types import ModuleType
 
 from data_pipelines.errors import UserError
 from data_pipelines.files import atomic_write
+from launch import check as checks
 from launch import job as jobs
 from launch import tree
 from launch.targets import TARGETS
@@ -62,11 +63,14 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for run, line in (
         (render, "write a job's files and say what submit would run"),
+        (check, "find what is wrong with a job, and compile its config for its topology"),
         (submit, "start a job"),
     ):
         command = _command(commands, run, line)
         if run is not render:
             command.add_argument("--job", metavar="DIR", help="a rendered job, instead of TARGET")
+        if run is check:
+            _add_without_compile(command, False)
         targets = command.add_subparsers(
             dest="target", metavar="TARGET", required=run is render, title="targets"
         )
@@ -79,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
                 formatter_class=argparse.RawDescriptionHelpFormatter,
             )
             jobs.add_arguments(one, target)
+            if run is check:
+                # Left as it is where it stands before TARGET.
+                _add_without_compile(one, argparse.SUPPRESS)
             one.add_argument(
                 "--output", metavar="DIR", help=f"the job's folder (default {JOBS}/NAME)"
             )
@@ -108,9 +115,33 @@ def render(options: argparse.Namespace) -> int:
     return 0
 
 
-def submit(options: argparse.Namespace) -> int:
-    """Starts a job, rendered now or before."""
+def check(options: argparse.Namespace) -> int:
+    """Prints what is wrong with a job, rendered now or before; 2 if anything is."""
     job, folder = rendered(options)
+    names = target_of(job).render(job)
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise UserError(f"{folder} lacks {', '.join(absent)}; render the job again.")
+    files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
+    faults = checks.of_job(job) + checks.of_files(job, files) + target_of(job).faults(job, files)
+    compiled = bool(job.topology) and not options.without_compile
+    # A config that is wrong already would only say so again.
+    if compiled and not faults:
+        faults = checks.compiles(job)
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    if faults:
+        return UserError.status
+    print(f"{job.name}: no faults found" + ("" if compiled else "; the program was not compiled"))
+    return 0
+
+
+def submit(options: argparse.Namespace) -> int:
+    """Starts a job, rendered now or before, unless something is wrong with it at first sight."""
+    job, folder = rendered(options)
+    faults = checks.of_job(job)
+    if faults:
+        raise UserError(" ".join(faults))
     target_of(job).submit(job, folder)
     print(f"submitted {job.name}; python -m launch status {_called(options, job)}")
     return 0
@@ -197,6 +228,15 @@ def _command(commands, run, line: str) -> argparse.ArgumentParser:
     )
     command.set_defaults(run=run)
     return command
+
+
+def _add_without_compile(parser: argparse.ArgumentParser, default) -> None:
+    parser.add_argument(
+        "--without-compile",
+        action="store_true",
+        default=default,
+        help="look at everything but the program; compiling takes minutes",
+    )
 
 
 def _free(folder: pathlib.Path) -> jobs.Job:

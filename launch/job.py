@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import datetime
 import os
 import pathlib
 import re
@@ -12,7 +13,7 @@ from launch import tree
 from uniwav_jax.compile import chips
 
 FORMAT = 1
-FILE = "job.json"
+FILE, SUBMITTED = "job.json", "submitted.json"
 # What Kubernetes, Google Cloud, Slurm and file systems all take for a name.
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 # What a target may run from; `--image` and so on.
@@ -83,6 +84,7 @@ class Job:
       validation: `train --validation`, or "".
       fields: overrides, without --config. in front.
       arguments: more of `train`.
+      variables: more of the environment, NAME=VALUE.
       topology: the accelerators; None on this machine.
       spot: may be taken away at any time, and costs less.
       max_restarts: of the run.
@@ -103,6 +105,7 @@ class Job:
     validation: str = ""
     fields: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
     topology: chips.Topology | None = None
     spot: bool = False
     max_restarts: int = 10
@@ -145,6 +148,13 @@ def add_arguments(parser: argparse.ArgumentParser, target) -> None:
     for setting in COMMON:
         _add(group, setting)
     group.add_argument("--config.FIELD", metavar="VALUE", help="any field of the config")
+    group.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a variable of the environment; may be repeated",
+    )
     group.add_argument("--keep", action="store_true", help="delete nothing when the job ends")
     group = parser.add_argument_group("the place")
     if target.PLATFORMS:
@@ -154,9 +164,7 @@ def add_arguments(parser: argparse.ArgumentParser, target) -> None:
         )
     if "tpu" in target.PLATFORMS:
         _add(group, SLICES)
-    for source in target.SOURCES:
-        _add(group, RUNS_FROM[source])
-    for setting in target.SETTINGS:
+    for setting in (*_sources(target), *target.SETTINGS):
         _add(group, setting)
 
 
@@ -171,16 +179,23 @@ def from_options(options: argparse.Namespace, target) -> Job:
     Raises:
       UserError: values that are missing, impossible, or exclude each other.
     """
-    wanted = [*COMMON, *target.SETTINGS, *(RUNS_FROM[source] for source in target.SOURCES)]
+    wanted = [*COMMON, *target.SETTINGS, *_sources(target)]
     wanted += [TOPOLOGY] if target.PLATFORMS else []
     wanted += [SLICES] if "tpu" in target.PLATFORMS else []
     values = _values(options, wanted)
     source = _source(values, target)
+    for variable in options.env:
+        if not re.fullmatch(r"[A-Za-z_]\w*=.*", variable):
+            raise UserError(f"--env {variable}: write NAME=VALUE.")
     workdir = values["workdir"].rstrip("/")
     topology = None
     if target.PLATFORMS:
         topology = chips.parse(values["topology"], values.get("slices", 1))
         _check_platform(topology, options.target, target)
+    if not target.PLATFORMS:  # this machine: the job's processes work in another folder
+        for key in ("data", "validation", "cache"):
+            values[key] = _absolute(values[key])
+        workdir = os.path.abspath(workdir)
     return Job(
         name=_name(values["name"], workdir),
         target=options.target,
@@ -188,8 +203,9 @@ def from_options(options: argparse.Namespace, target) -> Job:
         data=values["data"],
         workdir=workdir,
         validation=values["validation"] or "",
-        fields=tuple(options.fields),
+        fields=_fields(options.fields, topology),
         arguments=tuple(options.arguments),
+        variables=tuple(options.env),
         topology=topology,
         spot=bool(topology and options.spot),
         max_restarts=values["max_restarts"],
@@ -226,8 +242,21 @@ def read(folder: str | os.PathLike) -> Job:
         content["topology"] = chips.parse(
             content["topology"]["name"], content["topology"]["slices"]
         )
-    content["fields"], content["arguments"] = tuple(content["fields"]), tuple(content["arguments"])
+    for name in ("fields", "arguments", "variables"):
+        content[name] = tuple(content[name])
     return Job(**content)
+
+
+def mark_submitted(folder: str | os.PathLike, **facts: str) -> None:
+    """Writes FOLDER/submitted.json: when, and what the target needs to find the job again."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_json(pathlib.Path(folder) / SUBMITTED, {"format": FORMAT, "time": now, **facts})
+
+
+def submitted(folder: str | os.PathLike) -> dict | None:
+    """What `mark_submitted` wrote; None for a job that has only been rendered."""
+    path = pathlib.Path(folder) / SUBMITTED
+    return read_json(path) if path.is_file() else None
 
 
 def _add(group, setting: Setting) -> None:
@@ -271,10 +300,16 @@ def _from_variable(setting: Setting) -> str | int | None:
     return text
 
 
+def _sources(target) -> list[Setting]:
+    """A target's only source must be given."""
+    only = len(target.SOURCES) == 1
+    return [dataclasses.replace(RUNS_FROM[source], required=only) for source in target.SOURCES]
+
+
 def _source(values: dict, target) -> str:
     given = [source for source in target.SOURCES if values[source]]
     if target.SOURCES and len(given) != 1:
-        choice = ", ".join(f"--{RUNS_FROM[s].name} ({RUNS_FROM[s].help})" for s in target.SOURCES)
+        choice = ", ".join(f"--{source} ({RUNS_FROM[source].help})" for source in target.SOURCES)
         found = "none was" if not given else f"{' and '.join('--' + s for s in given)} were"
         raise UserError(f"a job runs from exactly one of {choice}; {found} given.")
     return given[0] if given else ""
@@ -290,6 +325,12 @@ def _name(name: str | None, workdir: str) -> str:
     return chosen
 
 
+def _absolute(spec: str | None) -> str | None:
+    """DIR or DIR:0.7,DIR:0.3 with absolute paths; what is given by a URL stays as it is."""
+    entries = [entry.strip() for entry in spec.split(",")] if spec else []
+    return ",".join(e if "://" in e else os.path.abspath(e) for e in entries) or None
+
+
 def _config(spec: str) -> str:
     """As it is called inside of the tree."""
     name, colon, argument = spec.partition(":")
@@ -299,6 +340,14 @@ def _config(spec: str) -> str:
     if inside.is_absolute() or not (tree.ROOT / inside).is_file():
         raise UserError(f"--config {name} is no file of the tree that is submitted, {tree.ROOT}.")
     return f"{inside.as_posix()}{colon}{argument}"
+
+
+def _fields(given: list[str], topology: chips.Topology | None) -> tuple[str, ...]:
+    """The mesh has as many slices as the topology, unless somebody says otherwise."""
+    name = "parallel.slices="
+    if topology is None or topology.slices == 1 or any(field.startswith(name) for field in given):
+        return tuple(given)
+    return (*given, f"{name}{topology.slices}")
 
 
 def _check_platform(topology: chips.Topology, name: str, target) -> None:

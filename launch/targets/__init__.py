@@ -10,8 +10,13 @@ Each module has SETTINGS, PLATFORMS and SOURCES, which `launch.job.add_arguments
     logs(job, folder, process, follow) -> exit status; `process` may be None
     watch(job, folder) -> exit status, once the job has ended
     stop(job, folder)                ends it
+    faults(job, files) -> sentences  what is wrong with a rendered job, for `launch.check`
 """
 
 TARGETS = {
     "local": "launch.targets.local",
+    "tpu-vm": "launch.targets.queued_resources",
+    "gke": "launch.targets.gke",
+    "slurm": "launch.targets.slurm",
+    "skypilot": "launch.targets.skypilot",
 }
