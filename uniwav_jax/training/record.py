@@ -24,6 +24,7 @@ LATER_FIELDS = {
     1: {"data.exclude": "", "data.reads_in_flight": 4, "data.damaged_fraction": 0.001},
 }
 LOCAL_FIELDS = ("data.shards", "data.validation", "data.exclude")
+PACKED = "TREE.json"  # in the tree of a submitted job, by `launch.tree`
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "array_record")
 
 
@@ -232,7 +233,8 @@ def versions() -> dict[str, str]:
 
 
 def code_version() -> tuple[str, str]:
-    """(commit, uncommitted difference) of the checkout; ("unknown", "") outside of one."""
+    """(commit, uncommitted difference) of the checkout, or of the one that a job was submitted
+    from; ("unknown", "") outside of both."""
     root = pathlib.Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
@@ -242,7 +244,9 @@ def code_version() -> tuple[str, str]:
         return result.stdout
 
     if not (root / ".git").exists():
-        return "unknown", ""
+        packed = root / PACKED
+        version = read_json(packed) if packed.is_file() else {"commit": "unknown", "difference": ""}
+        return version["commit"], version["difference"]
     try:
         return git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
     except (OSError, subprocess.CalledProcessError):
