@@ -42,7 +42,15 @@ GKE = (
     *("--image", "europe-docker.pkg.dev/lab/images/uniwav:7", "--context", "gke_lab_zone_pods"),
 )
 SLURM = (
-    *("slurm", "--config", "configs/large.py", "--data", "/data/shards", "--workdir", "/runs/first"),
+    *(
+        "slurm",
+        "--config",
+        "configs/large.py",
+        "--data",
+        "/data/shards",
+        "--workdir",
+        "/runs/first",
+    ),
     *("--topology", "h100:4x8", "--venv", "/software/uniwav", "--partition", "gpus"),
 )
 SKY = (

@@ -1,4 +1,4 @@
-"""The command line of jobs: what is missing or impossible is a sentence; job.json holds the rest."""
+"""The command line of jobs: what is missing or impossible is a sentence; job.json has the rest."""
 
 import json
 
@@ -23,9 +23,14 @@ def refused(capsys, *arguments) -> str:
 def test_render_needs_no_program_of_a_cloud(target, tmp_path, programs, capsys):
     folder = jobs.render(tmp_path / "job", jobs.ALL[target])
     said = capsys.readouterr().out
-    assert "submit would run" in said and "tree-DIGEST.tar.gz" in said or target in (
-        "slurm",
-        "skypilot",
+    assert (
+        "submit would run" in said
+        and "tree-DIGEST.tar.gz" in said
+        or target
+        in (
+            "slurm",
+            "skypilot",
+        )
     )
     for line in said.split("submit would run")[0].splitlines():
         assert (folder.parent / line).is_file()
