@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -146,6 +147,9 @@ def _of_places(wanted: job.Job) -> list[str]:
 
 
 def _of_shell(name: str, text: str) -> list[str]:
+    """By shellcheck; a script that this one writes out is looked at too."""
+    inner = re.search(r"<<'START'\n(.*?)^START$", text, flags=re.DOTALL | re.MULTILINE)
+    found = _of_shell(f"start.sh in {name}", inner[1]) if inner else []
     # pip puts it beside Python.
     program = shutil.which("shellcheck", path=pathlib.Path(sys.executable).parent)
     program = program or shutil.which("shellcheck")
@@ -153,7 +157,7 @@ def _of_shell(name: str, text: str) -> list[str]:
         raise UserError(f"scripts are checked by shellcheck, which is not installed; {EXTRA}")
     command = [program, "--format", "json", "--shell", "bash", "-"]
     result = subprocess.run(command, input=text, capture_output=True, text=True)
-    return [
+    return found + [
         f"{name}, line {fault['line']}: {fault['message']} (SC{fault['code']})"
         for fault in json.loads(result.stdout)
     ]
@@ -183,4 +187,7 @@ def _of_jobset(name: str, text: str) -> list[str]:
         except kubernetes_validate.ValidationError as error:
             place = ".".join(map(str, error.path))
             faults.append(f"{name}, the Job {part['name']}, {place}: {error.message}")
+            continue
+        for container in part["template"]["spec"]["template"]["spec"]["containers"]:
+            faults += _of_shell(f"start.sh in {name}", container["command"][-1])
     return faults

@@ -42,6 +42,7 @@ ACCELERATOR = {
                     "--xla_tpu_overlap_compute_collective_tc=true",
                 )
             ),
+            # On by default in libtpu 0.0.42; named, so that another version does the same.
             "parameters are gathered and gradients reduced while the layers before compute",
         ),
     ),
