@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         place = arguments.index("--")
         arguments, more = arguments[:place], arguments[place + 1 :]
     fields = [a for a in arguments if a.startswith("--config.")]
-    options = parser().parse_args([a for a in arguments if a not in fields])
+    options = parser(arguments).parse_args([a for a in arguments if a not in fields])
     options.fields = [field.removeprefix("--config.") for field in fields]
     options.arguments = more
     try:
@@ -53,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(arguments: list[str]) -> argparse.ArgumentParser:
+    """The command line; of targets only the one that is named is imported."""
     top = argparse.ArgumentParser(
         prog="python -m launch",
         description=__doc__,
@@ -74,21 +74,10 @@ def parser() -> argparse.ArgumentParser:
         targets = command.add_subparsers(
             dest="target", metavar="TARGET", required=run is render, title="targets"
         )
-        for name, module in TARGETS.items():
-            target = importlib.import_module(module)
-            one = targets.add_parser(
-                name,
-                help=target.__doc__.splitlines()[0],
-                description=target.__doc__,
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-            )
-            jobs.add_arguments(one, target)
-            if run is check:
-                # Left as it is where it stands before TARGET.
-                _add_without_compile(one, argparse.SUPPRESS)
-            one.add_argument(
-                "--output", metavar="DIR", help=f"the job's folder (default {JOBS}/NAME)"
-            )
+        for name, (_, line) in TARGETS.items():
+            target = targets.add_parser(name, help=line)
+            if name in arguments:
+                _add_job(target, run, module_of(name))
     for run, line in (
         (status, "say how far a job is"),
         (logs, "print what a job says"),
@@ -143,7 +132,7 @@ def submit(options: argparse.Namespace) -> int:
     if faults:
         raise UserError(" ".join(faults))
     target_of(job).submit(job, folder)
-    print(f"submitted {job.name}; python -m launch status {_called(options, job)}")
+    print(f"submitted {job.name}; python -m launch status {_called(job, folder)}")
     return 0
 
 
@@ -173,9 +162,14 @@ def stop(options: argparse.Namespace) -> int:
     return 0
 
 
+def module_of(target: str) -> ModuleType:
+    """The module of a target."""
+    return importlib.import_module(TARGETS[target][0])
+
+
 def target_of(job: jobs.Job) -> ModuleType:
     """The module of a job's target."""
-    return importlib.import_module(TARGETS[job.target])
+    return module_of(job.target)
 
 
 def rendered(options: argparse.Namespace) -> tuple[jobs.Job, pathlib.Path]:
@@ -197,7 +191,7 @@ def written(options: argparse.Namespace) -> tuple[jobs.Job, pathlib.Path]:
     Raises:
       UserError: arguments that will not do, or the folder's job is under way.
     """
-    target = importlib.import_module(TARGETS[options.target])
+    target = module_of(options.target)
     job = jobs.from_options(options, target)
     folder = pathlib.Path(options.output or JOBS / job.name)
     if (folder / jobs.FILE).exists():
@@ -230,6 +224,16 @@ def _command(commands, run, line: str) -> argparse.ArgumentParser:
     return command
 
 
+def _add_job(parser: argparse.ArgumentParser, run, target: ModuleType) -> None:
+    parser.description = target.__doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    jobs.add_arguments(parser, target)
+    if run is check:
+        # Left as it is where it stands before TARGET.
+        _add_without_compile(parser, argparse.SUPPRESS)
+    parser.add_argument("--output", metavar="DIR", help=f"the job's folder (default {JOBS}/NAME)")
+
+
 def _add_without_compile(parser: argparse.ArgumentParser, default) -> None:
     parser.add_argument(
         "--without-compile",
@@ -250,9 +254,9 @@ def _free(folder: pathlib.Path) -> jobs.Job:
     return job
 
 
-def _called(options: argparse.Namespace, job: jobs.Job) -> str:
-    folder = options.job or options.output
-    return f"--job {folder}" if folder else job.name
+def _called(job: jobs.Job, folder: pathlib.Path) -> str:
+    """What `status` and the others take for it."""
+    return job.name if folder == JOBS / job.name else f"--job {folder}"
 
 
 if __name__ == "__main__":

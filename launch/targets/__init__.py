@@ -1,4 +1,4 @@
-"""Where jobs run: name on the command line -> module.
+"""Where jobs run: name on the command line -> (module, one line).
 
 Each module has SETTINGS, PLATFORMS and SOURCES, which `launch.job.add_arguments` explains, and
 
@@ -14,9 +14,9 @@ Each module has SETTINGS, PLATFORMS and SOURCES, which `launch.job.add_arguments
 """
 
 TARGETS = {
-    "local": "launch.targets.local",
-    "tpu-vm": "launch.targets.queued_resources",
-    "gke": "launch.targets.gke",
-    "slurm": "launch.targets.slurm",
-    "skypilot": "launch.targets.skypilot",
+    "local": ("launch.targets.local", "several processes on this machine"),
+    "tpu-vm": ("launch.targets.queued_resources", "TPU VMs of Google Cloud, by queued resources"),
+    "gke": ("launch.targets.gke", "TPU and GPU node pools of GKE, by a JobSet"),
+    "slurm": ("launch.targets.slurm", "GPUs of a Slurm cluster"),
+    "skypilot": ("launch.targets.skypilot", "any cloud, by a managed job of SkyPilot"),
 }
