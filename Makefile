@@ -10,7 +10,7 @@ export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export MALLOC_ARENA_MAX ?= 1
 
-.PHONY: demo test test-all test-slow lint clean
+.PHONY: demo test test-all test-slow lint goldens clean
 
 # CORPUS=DIR takes your own audio instead of synthetic speech, and needs nothing under a GPL.
 ifdef CORPUS
@@ -33,6 +33,10 @@ test-all: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
+
+# Writes anew what tests compare with, where it is text: look at the difference.
+goldens: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/test_golden.py tests/launch/test_recipes.py --update-golden
 
 $(VENV)/.installed-%: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -15,6 +15,7 @@ import pytest
 from tests import runs
 from tests.launch import jobs
 
+pytest.importorskip("kubernetes_validate", reason="pip install -e '.[launch]' to run this")
 RECIPES = sorted((runs.ROOT / "launch" / "recipes").glob("*.md"))
 BLOCK = re.compile(r"```sh\n(.*?)```\n\n```text\n(.*?)```\n", flags=re.DOTALL)
 ABSENT = (1, "ERROR: The following URLs matched no objects or files:")
