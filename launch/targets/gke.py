@@ -11,7 +11,7 @@ import pathlib
 import yaml
 
 from data_pipelines.errors import UserError
-from launch import environment, tools
+from launch import environment, progress, tools
 from launch.job import Job, Setting, mark_submitted, submitted
 from launch.watch import State, follow
 
@@ -121,10 +121,11 @@ def is_live(job: Job, folder: pathlib.Path) -> bool:
 
 
 def status(job: Job, folder: pathlib.Path) -> str:
-    """The JobSet's state."""
+    """The JobSet's state and the run's last step."""
     if submitted(folder) is None:
         return f"{job.name}: not submitted"
-    return f"{job.name}: {state(job).words}"
+    far = progress.words(progress.of_bucket(job.workdir))
+    return f"{job.name}: {state(job).words}, {far}"
 
 
 def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> int:

@@ -8,7 +8,6 @@ the job's folder and run by this Python.
 
 import contextlib
 import datetime
-import json
 import os
 import pathlib
 import shlex
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from data_pipelines.errors import UserError
 from data_pipelines.index import read_summary
 from data_pipelines.mixture import parse_spec
-from launch import supervisor, tree
+from launch import progress, supervisor, tree
 from launch.job import Job, Setting
 from uniwav_jax.training import lease
 
@@ -34,8 +33,6 @@ SOURCES = ()
 LOG = "log"
 START_SECONDS = 30.0
 POLL_SECONDS = 0.1
-# Of the end of metrics.jsonl; a row takes about one of them.
-TAIL_BYTES = 1 << 16
 
 
 def render(job: Job) -> dict[str, str]:
@@ -91,7 +88,7 @@ def is_live(job: Job, folder: pathlib.Path) -> bool:
 def status(job: Job, folder: pathlib.Path) -> str:
     """State, attempts, step, and the last row of metrics, a line each."""
     state = _submitted(folder)
-    row = last_row(pathlib.Path(job.workdir))
+    row = progress.of_folder(job.workdir)
     earlier = ", ".join(map(str, state.ends))
     shown = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k in ("loss", "seconds_a_step"))
     lines = {
@@ -161,20 +158,6 @@ def faults(job: Job, files: dict[str, str]) -> list[str]:
         except UserError as error:
             found.append(str(error))
     return found
-
-
-def last_row(workdir: pathlib.Path) -> dict:
-    """The last row of training in a run's metrics; {} if there is none yet."""
-    path = workdir / "metrics.jsonl"
-    if not path.exists():
-        return {}
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = file.read().splitlines(keepends=True)
-    for line in reversed(lines):
-        if line.endswith(b"\n") and b'"kind": "train"' in line and line.startswith(b"{"):
-            return json.loads(line)
-    return {}
 
 
 def saved_step(workdir: pathlib.Path) -> int:

@@ -11,7 +11,7 @@ are taken away: `watch` then deletes the queued resource and creates it again.
 import pathlib
 
 from data_pipelines.errors import UserError
-from launch import environment, tools
+from launch import environment, progress, tools
 from launch.job import Job, Setting, mark_submitted, submitted
 from launch.watch import State, follow
 from uniwav_jax.compile import chips
@@ -109,12 +109,13 @@ def is_live(job: Job, folder: pathlib.Path) -> bool:
 
 
 def status(job: Job, folder: pathlib.Path) -> str:
-    """The queued resource's state."""
+    """The queued resource's state and the run's last step."""
     if submitted(folder) is None:
         return f"{job.name}: not submitted"
     slices = f"{job.topology.slices} x " if job.topology.slices > 1 else ""
     what = f"{slices}{accelerator(job.topology)[0]} in {job.settings['zone']}"
-    return f"{job.name}: {state(job).words}, {what}"
+    far = progress.words(progress.of_bucket(job.workdir))
+    return f"{job.name}: {state(job).words}, {what}, {far}"
 
 
 def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> int:

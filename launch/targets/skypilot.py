@@ -10,7 +10,7 @@ import re
 import yaml
 
 from data_pipelines.errors import UserError
-from launch import environment, tools
+from launch import environment, progress, tools
 from launch.job import Job, Setting, mark_submitted, submitted
 from launch.targets import queued_resources
 from launch.watch import State, follow
@@ -27,7 +27,7 @@ COORDINATOR_PORT = 8476
 # SIGTERM, saved: the machine is being taken away, and SkyPilot gets another one.
 PREEMPTED = 75
 STATES = re.compile(
-    r"\b(PENDING|SUBMITTED|STARTING|RUNNING|RECOVERING|SUCCEEDED|FAILED\w*|CANCELL\w+)"
+    r"\b(PENDING|STARTING|RUNNING|WINDING_DOWN|RECOVERING|SUCCEEDED|FAILED\w*|CANCELL\w+)"
 )
 
 
@@ -94,10 +94,11 @@ def is_live(job: Job, folder: pathlib.Path) -> bool:
 
 
 def status(job: Job, folder: pathlib.Path) -> str:
-    """The managed job's state."""
+    """The managed job's state and the run's last step."""
     if submitted(folder) is None:
         return f"{job.name}: not submitted"
-    return f"{job.name}: {state(job).words}"
+    far = progress.words(progress.of_bucket(job.workdir))
+    return f"{job.name}: {state(job).words}, {far}"
 
 
 def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> int:

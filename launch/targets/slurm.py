@@ -11,7 +11,7 @@ import re
 import shlex
 
 from data_pipelines.errors import UserError
-from launch import environment, tools
+from launch import environment, progress, tools
 from launch.job import SOURCES as ALL_SOURCES
 from launch.job import Job, Setting, mark_submitted, submitted
 from launch.watch import State, follow
@@ -96,11 +96,12 @@ def is_live(job: Job, folder: pathlib.Path) -> bool:
 
 
 def status(job: Job, folder: pathlib.Path) -> str:
-    """Slurm's number and state."""
+    """Slurm's number and state, and the run's last step."""
     mark = submitted(folder)
     if mark is None:
         return f"{job.name}: not submitted"
-    return f"{job.name}: {state(job, folder).words}, Slurm's job {mark['number']}"
+    far = progress.words(progress.of_folder(job.workdir))
+    return f"{job.name}: {state(job, folder).words}, Slurm's job {mark['number']}, {far}"
 
 
 def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> int:

@@ -8,9 +8,8 @@ import signal
 
 import pytest
 
-from launch import supervisor
+from launch import progress, supervisor
 from launch.__main__ import main
-from launch.targets import local as target
 from tests import runs
 from tests.multiprocess.test_local import alive, wait_until
 from uniwav_jax.training.telemetry import read_rows
@@ -60,7 +59,7 @@ class Pod:
         return [int(pid) for pid in re.findall(r"^process \d+ is pid (\d+)$", log, re.MULTILINE)]
 
     def step(self) -> int:
-        return target.last_row(self.run).get("step", 0)
+        return progress.of_folder(str(self.run)).get("step", 0)
 
     def _called(self, arguments, expected) -> str:
         self._capfd.readouterr()

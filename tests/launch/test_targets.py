@@ -179,9 +179,11 @@ def test_tpu_vm_status_and_logs(tmp_path, programs, capfd):
     folder = jobs.render(tmp_path / "job", two)
     mark_submitted(folder)
     capfd.readouterr()
-    programs.play("gcloud", storage_cat=[NONE], describe=["ACTIVE"], ssh=["step 7\n"])
-    said = launch(capfd, "status", "--job", folder)
-    assert said == "first: ACTIVE, 2 x v5litepod-16 in europe-west4-b\n"
+    rows = '{"kind": "train", "step": 6}\n{"kind": "train", "step": 7, "loss": 1.25}\n{"kind":'
+    programs.play("gcloud", metrics=[NONE, rows], storage_cat=[NONE], describe=["ACTIVE"])
+    what = "first: ACTIVE, 2 x v5litepod-16 in europe-west4-b, "
+    assert launch(capfd, "status", "--job", folder) == what + "no step yet\n"
+    assert launch(capfd, "status", "--job", folder) == what + "step 7, loss 1.25\n"
     launch(capfd, "logs", "--job", folder, "--process", 6, "--follow")
     (shown,) = programs.calls("gcloud", "ssh")
     assert "--node 1 --worker 2" in " ".join(shown) and "tail -n +1 -F" in shown[-1]
