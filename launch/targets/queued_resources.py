@@ -148,7 +148,9 @@ def stop(job: Job, folder: pathlib.Path) -> None:
     if found is None:
         raise UserError(f"{job.name} has no queued resource (any more); there is nothing to stop.")
     if found == "ACTIVE":
-        end = f"sudo touch {WORK}/stopped && sudo docker stop -t {job.grace} uniwav"
+        # Before the container has begun there is nothing to save.
+        halt = f"sudo docker stop -t {job.grace} uniwav || echo 'nothing was running'"
+        end = f"sudo touch {WORK}/stopped; {halt}"
         tools.run([*_ssh(job, "all", "all"), "--command", end])
     if not job.keep:
         tools.run(_delete(job))
