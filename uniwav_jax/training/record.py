@@ -24,8 +24,8 @@ LATER_FIELDS = {
     1: {"data.exclude": "", "data.reads_in_flight": 4, "data.damaged_fraction": 0.001},
 }
 LOCAL_FIELDS = ("data.shards", "data.validation", "data.exclude")
-PACKED = "TREE.json"  # in the tree of a submitted job, by `launch.tree`
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "array_record")
+PACKED = "TREE.json"  # in the tree of a submitted job, by `launch.tree`
 
 
 def claim_workdir(
