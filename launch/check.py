@@ -136,13 +136,13 @@ def _of_places(wanted: job.Job) -> list[str]:
     if wanted.target not in ("tpu-vm", "gke", "skypilot"):
         return []
     places = [("--workdir", wanted.workdir), ("--cache", wanted.cache)]
-    places += [("--data", place) for place in wanted.data.split(",")]
-    places += [("--validation", place) for place in wanted.validation.split(",") if place]
+    places += [("--data", place) for place, _ in environment.corpora(wanted.data)]
+    places += [("--validation", place) for place, _ in environment.corpora(wanted.validation)]
     return [
         f"{flag} {place} is a path of this machine, which the {wanted.hosts} host(s) of the job "
         "don't see; name a place in a bucket, gs://BUCKET/PATH."
         for flag, place in places
-        if not place.strip().startswith("gs://")
+        if not place.startswith("gs://")
     ]
 
 

@@ -105,20 +105,27 @@ def localized(job: Job) -> tuple[list[Mount], Job]:
         return mounts[-1].folder
 
     def shards(spec: str, name: str) -> str:
-        entries = []
-        for index, entry in enumerate(spec.split(",") if spec else ()):
-            # The last part of the path is what the metrics call the corpus.
-            url, weight = re.fullmatch(r"(.*?)(:[\d.]+)?", entry.strip()).groups()
-            url = url.rstrip("/")
-            entries.append(seen(url, f"{name}{index}/{url.rpartition('/')[2]}", False))
-            entries[-1] += weight or ""
-        return ",".join(entries)
+        # The last part of a path is what the metrics call the corpus.
+        return ",".join(
+            seen(place, f"{name}{index}/{place.rpartition('/')[2]}", False) + weight
+            for index, (place, weight) in enumerate(corpora(spec))
+        )
 
     workdir = seen(job.workdir, "workdir", True)
     cache = seen(job.cache, "programs", True)
     data, validation = shards(job.data, "data"), shards(job.validation, "validation")
     host = dataclasses.replace(job, workdir=workdir, cache=cache, data=data, validation=validation)
     return mounts, host
+
+
+def corpora(spec: str) -> list[tuple[str, str]]:
+    """ "PLACE:0.7,PLACE:0.3" -> [(place, weight with its colon, or "")]."""
+    pattern = r"(.*?)/?(:\d*\.?\d+(?:e-?\d+)?)?"
+    return [
+        (match[1], match[2] or "")
+        for entry in spec.split(",")
+        if (match := re.fullmatch(pattern, entry.strip())) and match[1]
+    ]
 
 
 def start_script(

@@ -149,7 +149,7 @@ def faults(job: Job, files: dict[str, str]) -> list[str]:
     places |= {f"--{job.source}": job.place} if job.source in ("venv", "wheelhouse") else {}
     places |= {"--data": job.data, "--validation": job.validation}
     for flag, text in places.items():
-        for place in filter(None, text.split(",")):
+        for place, _ in environment.corpora(text):
             if "://" in place:
                 found.append(
                     f"{flag} {place}: Slurm's nodes mount no stores; name a path of theirs."
@@ -196,10 +196,9 @@ def _container(job: Job) -> str:
     """What goes before `bash start.sh`, with a space at the end."""
     if job.source != "image":
         return ""
-    entries = [*job.data.split(","), *job.validation.split(",")]
-    shards = [re.sub(r":[\d.]+$", "", entry.strip()).rstrip("/") for entry in entries]
+    shards = [place for place, _ in environment.corpora(f"{job.data},{job.validation}")]
     outside = [place for place in (job.cache, *shards) if not place.startswith(job.workdir + "/")]
-    places = [job.workdir, *filter(None, dict.fromkeys(outside))]
+    places = [job.workdir, *dict.fromkeys(outside)]
     image = shlex.quote(job.place)
     if job.settings["container"] == "pyxis":
         mounts = ",".join(shlex.quote(f"{place}:{place}") for place in places)

@@ -1,11 +1,11 @@
 """Faulty jobs, each refused by `check` with a sentence that names the fault."""
 
+import pathlib
 import sys
 
 import pytest
 
 from launch import __main__ as cli
-from launch import check
 from tests.launch import jobs
 
 pytestmark = pytest.mark.usefixtures("light")
@@ -94,7 +94,7 @@ def test_a_workdir_without_a_bucket(target, faults_of):
 
 def test_data_without_a_bucket(faults_of):
     fault = the(faults_of(jobs.changed(jobs.GKE, data="gs://bucket/a:0.5,shards/b:0.5")))
-    assert fault.startswith("--data shards/b:0.5 is a path of this machine, which the 16 host(s)")
+    assert fault.startswith("--data shards/b is a path of this machine, which the 16 host(s)")
 
 
 def test_a_mesh_that_is_not_the_topology(faults_of):
@@ -158,7 +158,7 @@ def test_slurm_has_no_stores_and_no_relative_paths(faults_of):
     fault = the(faults_of(jobs.changed(jobs.SLURM, data="gs://bucket/shards")))
     assert "--data gs://bucket/shards: Slurm's nodes mount no stores" in fault
     fault = the(faults_of(jobs.changed(jobs.SLURM, data="shards:0.5,/data/b:0.5")))
-    assert "--data shards:0.5 is not absolute" in fault
+    assert "--data shards is not absolute" in fault
     assert "--venv env is not absolute" in the(faults_of(jobs.changed(jobs.SLURM, venv="env")))
 
 
@@ -266,8 +266,9 @@ def test_the_program_that_does_not_fit_is_a_fault(tmp_path, capsys, monkeypatch)
     script.chmod(0o755)
     folder = jobs.render(tmp_path / "job", jobs.GKE, "--config.training.steps=9")
     capsys.readouterr()
-    monkeypatch.setattr(check.sys, "executable", str(script))
-    monkeypatch.setattr(check, "of_files", lambda *_: [])  # shellcheck lies beside Python
+    shellcheck = pathlib.Path(sys.executable).with_name("shellcheck")
+    (tmp_path / "shellcheck").symlink_to(shellcheck)
+    monkeypatch.setattr(sys, "executable", str(script))
     assert cli.main(["check", "--job", str(folder)]) == 2
     said = capsys.readouterr().err
     assert said == "error: configs/large.py does not compile for v5p:4x4x4: too large\n"

@@ -333,6 +333,20 @@ def test_places_of_a_store_are_folders_of_a_host(tmp_path):
     assert script.count("gcsfuse \\") == 2 and script.count("--rename-dir-limit") == 2
 
 
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        ("gs://a/b", [("gs://a/b", "")]),
+        ("gs://a/b/", [("gs://a/b", "")]),
+        ("/d/a:0.7, /d/b:.3", [("/d/a", ":0.7"), ("/d/b", ":.3")]),
+        ("gs://a/b:1e-3,/d:1", [("gs://a/b", ":1e-3"), ("/d", ":1")]),
+        ("", []),
+    ],
+)
+def test_corpora_of_a_data_argument(spec, found):
+    assert environment.corpora(spec) == found
+
+
 def test_one_host_is_one_process_and_several_are_told_so(tmp_path):
     one = jobs.render(tmp_path / "one", jobs.changed(jobs.TPU, topology="v5e:2x2"))
     assert "--processes" not in (one / "startup.sh").read_text()
