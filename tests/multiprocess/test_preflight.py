@@ -78,6 +78,18 @@ def test_a_process_that_sees_another_number_of_devices_is_named(small_shards, tm
     assert not (tmp_path / "run").exists()
 
 
+def test_a_process_without_its_accelerator_says_so_and_the_others_end(small_shards, tmp_path):
+    """They hear of it although they wait for its devices inside of JAX."""
+    (zero, _, other), (one, _, odd) = both(
+        *arguments_of("preflight", small_shards, tmp_path / "run"),
+        environment={"JAX_PLATFORMS": "nothing"},
+    )
+    assert (zero, one) == (5, 2)
+    assert "error: JAX finds no device to use (Unable to initialize backend 'nothing'" in odd
+    assert "waited for the devices of the others, and process 1 of 2 has ended" in other
+    assert "Traceback" not in other + odd
+
+
 def test_a_process_that_cannot_read_its_shards_is_named(small_shards, tmp_path):
     shards = shutil.copytree(small_shards, tmp_path / "shards")
     lost = min(shards.glob("*.array_record"))

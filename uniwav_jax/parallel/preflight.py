@@ -41,20 +41,21 @@ def check_devices(expected: int | None, seconds: float) -> None:
       UserError: not so, or the devices can't be used at all.
       ProcessLost: a process did not come.
     """
-
-    def look() -> dict:
-        try:
+    try:
+        with processes.watching("the devices of the others"):
             local = jax.local_devices()
-        except (RuntimeError, AssertionError) as error:  # the latter for a platform not installed
-            reason = str(error).partition("\n")[0] or "no platform"
-            raise UserError(
-                f"JAX finds no device to use ({reason}; JAX_PLATFORMS = "
-                f"{os.environ.get('JAX_PLATFORMS', '')!r}); end what else uses them, or install "
-                "JAX for them: 'uniwav-jax[tpu]' or 'uniwav-jax[cuda]'."
-            ) from error
-        return {"number of devices": len(local), "platform": local[0].platform}
-
-    facts = {"--expect-devices": expected, **processes.together("devices", look, seconds)}
+    except (RuntimeError, AssertionError) as error:  # the latter for a platform not installed
+        reason = str(error).partition("\n")[0] or "no platform"
+        raise UserError(
+            f"JAX finds no device to use ({reason}; JAX_PLATFORMS = "
+            f"{os.environ.get('JAX_PLATFORMS', '')!r}); end what else uses them, or install "
+            "JAX for them: 'uniwav-jax[tpu]' or 'uniwav-jax[cuda]'."
+        ) from error
+    facts = {
+        "--expect-devices": expected,
+        "number of devices": len(local),
+        "platform": local[0].platform,
+    }
     processes.check_same("devices", facts, seconds)
     seen = jax.device_count()
     if expected is not None and seen != expected:
@@ -91,7 +92,10 @@ def preflight(mesh: Mesh, mixtures: Sequence[Mixture], seconds: float) -> dict:
     )
 
     def compute() -> dict:
-        with processes.said_after(seconds, lost, ProcessLost.status):
+        with (
+            processes.said_after(seconds, lost, ProcessLost.status),
+            processes.watching("an all-reduce"),
+        ):
             reduced = all_reduce(mesh)
         return {"all_reduce": reduced, "memory": memory()}
 

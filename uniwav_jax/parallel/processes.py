@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -244,6 +244,38 @@ def check_same(name: str, facts: dict[str, Any], seconds: float) -> None:
                 f"process {', '.join(map(str, odd))} of {len(values)} has another {fact}: {shown}, "
                 f"{_short(usual)} on the others; start all of them with the same command and code."
             )
+
+
+@contextlib.contextmanager
+def watching(doing: str) -> Iterator[None]:
+    """Ends the program with a sentence when another process leaves meanwhile.
+
+    For a block that waits for the others inside of C++, where nothing else reaches it.
+
+    Args:
+      doing: what the block waits for, as the end of "waited for ...".
+    """
+    over = threading.Event()
+
+    def watch():
+        while not over.wait(LOOK_SECONDS):
+            left = [str(other) for other in range(count()) if _has_left(other)]
+            if left:
+                print(
+                    f"error: process {index()} waited for {doing}, and process {', '.join(left)} "
+                    f"of {count()} has ended; look at its log, then start the same command again "
+                    "on all of them.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(ProcessLost.status)
+
+    if count() > 1:
+        threading.Thread(target=watch, daemon=True, name="watching").start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _wait(key: str, other: int, deadline: float) -> str | None:
