@@ -13,7 +13,7 @@ export MALLOC_ARENA_MAX ?= 1
 # Tests in so many processes; those of one file stay together, since they share what they set up.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all test-slow topologies lint clean
+.PHONY: demo test test-all test-slow topologies lint goldens clean
 
 # CORPUS=DIR takes your own audio instead of synthetic speech, and needs nothing under a GPL.
 ifdef CORPUS
@@ -40,6 +40,10 @@ topologies: $(VENV)/.installed-tpu
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
+
+# Writes anew what tests compare with, where it is text: look at the difference.
+goldens: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/test_golden.py tests/launch/test_recipes.py --update-golden
 
 $(VENV)/.installed-%: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -90,6 +90,15 @@ class RecordReader:
         other._entries = save("record_entries", self._entries)
         return other
 
+    @property
+    def shards(self) -> dict[str, range]:
+        """The numbers of the records in each shard, by its file."""
+        begins = [0, *self._ends.tolist()]
+        return {
+            path: range(*edges)
+            for path, edges in zip(self._paths, itertools.pairwise(begins), strict=True)
+        }
+
     def labels(self, i: int) -> Record:
         """Record i without its audio (``flac`` is empty): reads one entry, however long it is."""
         record = decode([self.entry(i, 0)], self.place(i))

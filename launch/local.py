@@ -65,6 +65,7 @@ def run(
     devices: int | None = None,
     port: int | None = None,
     grace: float = 30.0,
+    came: list[int] | None = None,
 ) -> int:
     """Starts `command` `processes` times and stays until all have ended. Main thread only.
 
@@ -74,6 +75,7 @@ def run(
       devices: JAX_NUM_CPU_DEVICES of each, if given.
       port: of the coordinator on 127.0.0.1; a free one unless given.
       grace: seconds that the others have after one has failed.
+      came: numbers of signals that came for this program before; gets those that come meanwhile.
 
     Returns:
       0, or the first other exit status (128 + signal for a process ended by one).
@@ -82,7 +84,7 @@ def run(
     if devices is not None:
         environment["JAX_NUM_CPU_DEVICES"] = str(devices)
     coordinator = f"127.0.0.1:{port or free_port()}"
-    came: list[int] = []  # signals to the launcher
+    came = [] if came is None else came
     before = {
         number: signal.signal(number, lambda number, _: came.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)

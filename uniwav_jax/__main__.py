@@ -11,6 +11,7 @@ from uniwav_jax.errors import Preempted, ProcessLost, UserError
 # Name -> one line. The module uniwav_jax/commands/NAME.py is imported when it is called.
 COMMANDS = {
     "train": "train a model on shards, or go on with a run",
+    "preflight": "whether a run could begin here: devices, shards, all-reduce, memory",
     "evaluate": "probes, losses and resynthesis of a run: evaluation.json and evaluation.png",
     "compare": "config differences, curves and evaluations of several runs",
     "extract": "hidden states, condition and codewords of audio files",

@@ -12,6 +12,7 @@ goes on.
 """
 
 from uniwav_jax import config as configs
+from uniwav_jax.commands.several import add_several_arguments
 from uniwav_jax.errors import UserError
 
 
@@ -57,12 +58,7 @@ def add_arguments(parser) -> None:
         help="a branch leaves out these slots of the order of examples",
     )
     start.add_argument("--extend-to", type=int, metavar="N", help="lengthen the run to N steps")
-    several = parser.add_argument_group("several processes")
-    several.add_argument(
-        "--processes", metavar="N", help="how many; 'auto' on TPU pods, Slurm, Kubernetes"
-    )
-    several.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    add_several_arguments(parser)
     parser.set_defaults(fields=[])
 
 
@@ -90,6 +86,7 @@ def run(options) -> int:
         extend_to=options.extend_to,
         steps_this_run=options.steps_this_run,
         profile=options.profile,
+        expect_devices=options.expect_devices,
     )
     return 0
 

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -70,7 +70,7 @@ def join(processes: str | None, process: int | None, coordinator: str | None, pa
         # JAX aborts the program when this is over, so that our own time-out has to be shorter.
         "initialization_timeout": parallel.start_seconds + 60,
     }
-    with _said_after(
+    with said_after(
         parallel.start_seconds,
         f"process {process if process is not None else '?'} of {processes} waited "
         f"{parallel.start_seconds} s for the others; start the same command on all of them, with "
@@ -195,10 +195,36 @@ def agree(name: str, decide: Callable[[], Any], seconds: float) -> Any:
         )
     told = json.loads(text)
     if "error" in told:
-        error = UserError(told["error"])
-        error.status = told["status"]
-        raise error
+        raise _error(told["error"], told["status"])
     return told["value"]
+
+
+def together(name: str, act: Callable[[], Any], seconds: float) -> Any:
+    """What `act` gives here; what goes wrong in it on any process stops all with one sentence.
+
+    Raises:
+      UserError: raised by `act` here or elsewhere; it names the processes and what they found.
+      ProcessLost: somebody did not come within `seconds`.
+    """
+    if count() == 1:
+        return act()
+    wrong, fault = {}, None
+    try:
+        value = act()
+    except UserError as error:
+        wrong = {"sentence": str(error), "status": error.status}
+    except Exception as error:
+        wrong, fault = {"sentence": str(error), "status": ProcessLost.status}, error
+    outcomes = [json.loads(text) for text in gather(name, json.dumps(wrong), seconds)]
+    if fault is not None:
+        raise fault
+    odd = [number for number, outcome in enumerate(outcomes) if outcome]
+    if not odd:
+        return value
+    sentence, status = outcomes[odd[0]]["sentence"], outcomes[odd[0]]["status"]
+    if any(outcome.get("sentence") != sentence for outcome in outcomes):
+        sentence = f"process {', '.join(map(str, odd))} of {len(outcomes)}: {sentence}"
+    raise _error(sentence, status)
 
 
 def check_same(name: str, facts: dict[str, Any], seconds: float) -> None:
@@ -218,6 +244,38 @@ def check_same(name: str, facts: dict[str, Any], seconds: float) -> None:
                 f"process {', '.join(map(str, odd))} of {len(values)} has another {fact}: {shown}, "
                 f"{_short(usual)} on the others; start all of them with the same command and code."
             )
+
+
+@contextlib.contextmanager
+def watching(doing: str) -> Iterator[None]:
+    """Ends the program with a sentence when another process leaves meanwhile.
+
+    For a block that waits for the others inside of C++, where nothing else reaches it.
+
+    Args:
+      doing: what the block waits for, as the end of "waited for ...".
+    """
+    over = threading.Event()
+
+    def watch():
+        while not over.wait(LOOK_SECONDS):
+            left = [str(other) for other in range(count()) if _has_left(other)]
+            if left:
+                print(
+                    f"error: process {index()} waited for {doing}, and process {', '.join(left)} "
+                    f"of {count()} has ended; look at its log, then start the same command again "
+                    "on all of them.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(ProcessLost.status)
+
+    if count() > 1:
+        threading.Thread(target=watch, daemon=True, name="watching").start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _wait(key: str, other: int, deadline: float) -> str | None:
@@ -252,20 +310,31 @@ def _check_alone() -> None:
         )
 
 
+def _error(sentence: str, status: int) -> UserError:
+    error = UserError(sentence)
+    error.status = status
+    return error
+
+
 def _short(text: str) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
-class _said_after:
+class said_after:
     """Ends the program with a sentence unless the block is left within `seconds`.
 
     From a thread, since the block waits inside of C++ where no exception reaches it.
+
+    Args:
+      seconds: of patience.
+      sentence: what is said then.
+      status: the exit status then.
     """
 
-    def __init__(self, seconds: float, sentence: str):
+    def __init__(self, seconds: float, sentence: str, status: int = UserError.status):
         self._timer = threading.Timer(seconds, self._end)
         self._timer.daemon = True
-        self._sentence = sentence
+        self._sentence, self._status = sentence, status
 
     def __enter__(self):
         self._timer.start()
@@ -275,4 +344,4 @@ class _said_after:
 
     def _end(self):
         print(f"error: {self._sentence}", file=sys.stderr, flush=True)
-        os._exit(UserError.status)
+        os._exit(self._status)

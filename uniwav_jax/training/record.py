@@ -26,6 +26,7 @@ LATER_FIELDS = {
 }
 LOCAL_FIELDS = ("data.shards", "data.validation", "data.exclude")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "array_record")
+PACKED = "TREE.json"  # in the tree of a submitted job, by `launch.tree`
 
 
 def claim_workdir(
@@ -137,8 +138,13 @@ def _complete(config: dict, written_by: int):
     return config
 
 
-def write_record(workdir: pathlib.Path, config, start: int) -> None:
-    """RUN/record/TIME-step-N.json: command, config, code, versions, environment, hardware."""
+def write_record(workdir: pathlib.Path, config, start: int, preflight: dict) -> None:
+    """RUN/record/TIME-step-N.json: command, config, code, versions, environment, hardware.
+
+    Args:
+      start: the step N that the run begins with.
+      preflight: what it found.
+    """
     folder = workdir / "record"
     folder.mkdir(exist_ok=True)
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -156,6 +162,7 @@ def write_record(workdir: pathlib.Path, config, start: int) -> None:
             "processes": jax.process_count(),
             "devices": [str(device) for device in jax.devices()],
         },
+        "preflight": preflight,
     }
     name = f"{now}-step-{start}"
     with atomic_write(folder / f"{name}.json") as temporary:
@@ -198,7 +205,6 @@ def start_facts(config, arguments: dict) -> dict:
         **arguments,
         "code version": commit,
         "uncommitted difference": hashlib.sha256(changes.encode()).hexdigest()[:12],
-        "number of devices": jax.local_device_count(),
         "package versions": versions(),
     }
 
@@ -228,7 +234,8 @@ def versions() -> dict[str, str]:
 
 
 def code_version() -> tuple[str, str]:
-    """(commit, uncommitted difference) of the checkout; ("unknown", "") outside of one."""
+    """(commit, uncommitted difference) of the checkout, or of the one that a job was submitted
+    from; ("unknown", "") outside of both."""
     root = pathlib.Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
@@ -238,7 +245,9 @@ def code_version() -> tuple[str, str]:
         return result.stdout
 
     if not (root / ".git").exists():
-        return "unknown", ""
+        packed = root / PACKED
+        version = read_json(packed) if packed.is_file() else {"commit": "unknown", "difference": ""}
+        return version["commit"], version["difference"]
     try:
         return git("rev-parse", "HEAD").strip(), git("diff", "HEAD")
     except (OSError, subprocess.CalledProcessError):

@@ -12,9 +12,9 @@ from data_pipelines.places import damaged, places
 from uniwav_jax import config as configs
 from uniwav_jax.errors import Preempted, TrainingStopped, UserError
 from uniwav_jax.parallel import mesh as meshes
-from uniwav_jax.parallel import processes
+from uniwav_jax.parallel import preflight, processes
 from uniwav_jax.recipes.inference import Inference
-from uniwav_jax.training import data, lease, optimizer, program, record
+from uniwav_jax.training import data, lease, opening, optimizer, record
 from uniwav_jax.training import start as starts
 from uniwav_jax.training.accounting import Account
 from uniwav_jax.training.checkpoint import Checkpoints, warn
@@ -36,6 +36,7 @@ def train(
     extend_to: int | None = None,
     steps_this_run: int | None = None,
     profile: str = "",
+    expect_devices: int | None = None,
 ) -> int:
     """Trains the run in `workdir`, from its newest checkpoint if it has one.
 
@@ -48,13 +49,15 @@ def train(
       extend_to: lengthens the run to so many steps.
       steps_this_run: stop after so many steps with a checkpoint; the schedule stays as it is.
       profile: "100:105" traces these steps into workdir/profile.
+      expect_devices: how many there must be, of all processes; any number unless given.
 
     Returns:
       The step reached.
 
     Raises:
-      UserError: a config that no run can have; other data or identity fields than the folder's;
-        somebody else trains there; a save that failed; or no space on the disk.
+      UserError: a config that no run can have; what the preflight found; other data or identity
+        fields than the folder's; somebody else trains there; a save that failed; or no space on the
+        disk.
       TrainingStopped: with the step and the cause.
       Preempted: after SIGTERM, once a checkpoint is saved.
       ProcessLost: another process did not come.
@@ -78,12 +81,10 @@ def train(
         profiled = parse_profile(profile)
 
         # ---- mesh, recipe and data ------------------------------------------------------------
-        prepared = program.build(config)
+        opened = opening.open_run(config, workdir, expect_devices)
+        prepared, mixture, validation = opened.program, opened.mixture, opened.validation
         mesh, recipe = prepared.mesh, prepared.recipe
         batch_size, accumulation = config.training.batch_size, config.training.accumulation
-        mixture = data.open_split(config, config.data.shards, "train")
-        validation = data.open_validation(config)
-        processes.check_same("data", {"data fingerprint": mixture.fingerprint}, patience)
 
         # ---- the folder, which is ours from now on --------------------------------------------
         is_writer = processes.index() == 0
@@ -141,7 +142,7 @@ def train(
         def open_folder() -> None:
             account.resume(first)
             telemetry.begin(first, resumed, run["id"])
-            record.write_record(workdir, config, first)
+            record.write_record(workdir, config, first, opened.found)
             # Also at an end that nobody asked for.
             resources.callback(lambda: account.write(step))
             account.write(first)
@@ -152,6 +153,7 @@ def train(
             f"audio in {mixture.slots:,} slots; {mesh.size} device(s) of {processes.count()} "
             f"process(es); step {first} of {steps}"
         )
+        say(preflight.line(opened.found))
         if extend_to is not None and run["extended"]:
             say(extension(config.optimizer, run["extended"][-1]["from"], steps, first))
         if validation is None:

@@ -1,0 +1,193 @@
+"""What is wrong with a job, all of it, before anything is paid for."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import yaml
+
+from data_pipelines.errors import UserError
+from launch import environment, job
+from launch.targets import gke
+from uniwav_jax import config as configs
+
+# Less, and a save of a large state over a network does not end in time.
+LEAST_GRACE = 30
+KUBERNETES = "1.31"
+SCHEMA = pathlib.Path(__file__).with_name("jobset.schema.json")
+# What a target decides, so that it can't stand after --.
+DECIDED = ("--config", "--data", "--workdir", "--processes", "--process", "--coordinator")
+EXTRA = "`pip install 'uniwav-jax[launch]'` brings it."
+
+
+def of_job(wanted: job.Job) -> list[str]:
+    """Faults of what is asked for; a sentence each."""
+    found = [*_of_config(wanted), *_of_places(wanted)]
+    if wanted.spot and wanted.max_restarts < 1:
+        found.append(
+            "--spot with --max-restarts 0: machines are taken away sooner or later, and nothing "
+            "would go on then; allow restarts."
+        )
+    if wanted.max_restarts < 0:
+        found.append(f"--max-restarts {wanted.max_restarts} must be at least 0.")
+    if wanted.grace < LEAST_GRACE:
+        found.append(
+            f"--grace {wanted.grace}: a save takes longer than {wanted.grace} s; give it at least "
+            f"{LEAST_GRACE}."
+        )
+    for argument in wanted.arguments:
+        if argument.partition("=")[0] in DECIDED:
+            found.append(f"{argument} after --: the job decides that; leave it out.")
+    if wanted.source == "image" and "@sha256:" not in wanted.place:
+        tag = wanted.place.rpartition("/")[2].partition(":")[2]
+        if tag in ("", "latest") and not wanted.place.endswith((".sif", ".sqsh")):
+            found.append(
+                f"--image {wanted.place} may be another image at each restart; name a tag, or "
+                "better a digest."
+            )
+    return found
+
+
+def of_files(wanted: job.Job, files: dict[str, str]) -> list[str]:
+    """Faults of the rendered files, which may have been edited: schemas, shell, resources.
+
+    Args:
+      wanted: the job.
+      files: name -> text, of all files that its target renders.
+
+    Raises:
+      UserError: what it takes to look is not installed.
+    """
+    found = []
+    for name, text in files.items():
+        if name.endswith((".sh", ".sbatch")):
+            found += _of_shell(name, text)
+        if name == gke.FILE:
+            found += _of_jobset(name, text)
+    return found
+
+
+def compiles(wanted: job.Job) -> list[str]:
+    """Faults of the program, compiled by `python -m uniwav_jax compile` for the job's topology.
+
+    It prints its report itself.
+    """
+    topology = wanted.topology
+    command = [sys.executable, "-m", "uniwav_jax", "compile", "--config", wanted.config]
+    command += ["--topology", topology.name]
+    command += ["--slices", str(topology.slices)] if topology.slices > 1 else []
+    command += [f"--config.{field}" for field in wanted.fields]
+    # The compiler's switches change what fits. Compiling itself uses this machine's CPU.
+    flags = {v.name: v.value for v in environment.variables(wanted) if v.name == "LIBTPU_INIT_ARGS"}
+    result = subprocess.run(
+        command, env=os.environ | flags, stderr=subprocess.PIPE, text=True, cwd=job.tree.ROOT
+    )
+    if result.returncode == 0:
+        return []
+    said = (result.stderr.strip() or f"status {result.returncode}").splitlines()[-1]
+    return [f"{wanted.config} does not compile for {topology.name}: {said.removeprefix('error: ')}"]
+
+
+def _of_config(wanted: job.Job) -> list[str]:
+    try:
+        config = configs.load_config(str(job.tree.ROOT / wanted.config), list(wanted.fields))
+        configs.check(config)
+    except UserError as error:
+        return [str(error)]
+    if wanted.topology is None:
+        return []
+    parallel, training = config.parallel, config.training
+    devices, slices = wanted.topology.devices, wanted.topology.slices
+    asked = parallel.get("slices", 1)
+    found = []
+    if asked not in (-1, slices):
+        found.append(
+            f"parallel.slices = {asked}, and the topology has {slices}; add "
+            f"--config.parallel.slices={slices}."
+        )
+    mesh = {axis: parallel[axis] for axis in ("data", "fsdp", "tensor")}
+    fixed = slices
+    for size in mesh.values():
+        fixed *= size if size > 0 else 1
+    if devices % fixed or (-1 not in mesh.values() and fixed != devices):
+        product = " x ".join(f"{axis}={size}" for axis, size in mesh.items())
+        return [
+            *found,
+            f"parallel: {product} x {slices} slice(s) does not make the {devices} devices of "
+            f"{wanted.topology.name}; change one, or leave one at -1.",
+        ]
+    tensor = parallel.tensor if parallel.tensor > 0 else devices // fixed
+    rows = devices // tensor * training.accumulation
+    if training.accumulation < 1 or training.batch_size % rows:
+        found.append(
+            f"training.batch_size = {training.batch_size} is not divisible by "
+            f"training.accumulation = {training.accumulation} x {devices // tensor} devices that "
+            f"share a batch on {wanted.topology.name}; change one of them."
+        )
+    return found
+
+
+def _of_places(wanted: job.Job) -> list[str]:
+    """Machines of a cloud see stores only."""
+    if wanted.target not in ("tpu-vm", "gke", "skypilot"):
+        return []
+    places = [("--workdir", wanted.workdir), ("--cache", wanted.cache)]
+    places += [("--data", place) for place, _ in environment.corpora(wanted.data)]
+    places += [("--validation", place) for place, _ in environment.corpora(wanted.validation)]
+    return [
+        f"{flag} {place} is a path of this machine, which the {wanted.hosts} host(s) of the job "
+        "don't see; name a place in a bucket, gs://BUCKET/PATH."
+        for flag, place in places
+        if not place.startswith("gs://")
+    ]
+
+
+def _of_shell(name: str, text: str) -> list[str]:
+    """By shellcheck; a script that this one writes out is looked at too."""
+    inner = re.search(r"<<'START'\n(.*?)^START$", text, flags=re.DOTALL | re.MULTILINE)
+    found = _of_shell(f"start.sh in {name}", inner[1]) if inner else []
+    # pip puts it beside Python.
+    program = shutil.which("shellcheck", path=pathlib.Path(sys.executable).parent)
+    program = program or shutil.which("shellcheck")
+    if program is None:
+        raise UserError(f"scripts are checked by shellcheck, which is not installed; {EXTRA}")
+    command = [program, "--format", "json", "--shell", "bash", "-"]
+    result = subprocess.run(command, input=text, capture_output=True, text=True)
+    return found + [
+        f"{name}, line {fault['line']}: {fault['message']} (SC{fault['code']})"
+        for fault in json.loads(result.stdout)
+    ]
+
+
+def _of_jobset(name: str, text: str) -> list[str]:
+    """By JobSet's schema; and each Job in it, which may be wrong as well, by Kubernetes'."""
+    try:
+        import jsonschema
+        import kubernetes_validate
+    except ImportError as error:
+        raise UserError(f"{name} is checked by the package {error.name}; {EXTRA}") from error
+    try:
+        jobset = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        return [f"{name} is not YAML: {' '.join(str(error).split())}"]
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    faults = [
+        f"{name}, {fault.json_path}: {fault.message}" for fault in validator.iter_errors(jobset)
+    ]
+    if faults:
+        return faults
+    for part in jobset["spec"]["replicatedJobs"]:
+        document = {"apiVersion": "batch/v1", "kind": "Job", **part["template"]}
+        try:
+            kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            place = ".".join(map(str, error.path))
+            faults.append(f"{name}, the Job {part['name']}, {place}: {error.message}")
+            continue
+        for container in part["template"]["spec"]["template"]["spec"]["containers"]:
+            faults += _of_shell(f"start.sh in {name}", container["command"][-1])
+    return faults

@@ -1,0 +1,65 @@
+"""Following a job to its end, and starting it again where its target does not."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+from data_pipelines.errors import UserError
+
+POLL_SECONDS = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Where a job stands.
+
+    Attributes:
+      words: for the user.
+      ended: its exit status, once it has ended; None before.
+      lost: its machines have been taken away, and nobody will give it others.
+    """
+
+    words: str
+    ended: int | None = None
+    lost: bool = False
+
+
+def follow(
+    name: str,
+    look: Callable[[], State],
+    again: Callable[[], None] | None = None,
+    max_restarts: int = 0,
+) -> int:
+    """Looks at a job until it has ended, and says whenever something has changed.
+
+    Args:
+      name: of the job.
+      look: asks for its state.
+      again: gives a lost job other machines, where it goes on.
+      max_restarts: how often.
+
+    Returns:
+      0 if the job ended with 0, else 1.
+
+    Raises:
+      UserError: the job was lost and may not, or can't, be started again.
+    """
+    said, restarts = None, 0
+    while True:
+        state = look()
+        if state.words != said:
+            print(f"{time.strftime('%H:%M:%S')} {name}: {state.words}", flush=True)
+            said = state.words
+        if state.ended is not None:
+            return 1 if state.ended else 0
+        if state.lost:
+            if again is None or restarts >= max_restarts:
+                raise UserError(
+                    f"{name} has lost its machines ({state.words}) and was started again "
+                    f"{restarts} times, which is all that --max-restarts allows; submit it again, "
+                    "and it goes on from its newest checkpoint."
+                )
+            restarts += 1
+            print(f"{name}: restart {restarts} of {max_restarts}", flush=True)
+            again()
+        time.sleep(POLL_SECONDS)
