@@ -43,7 +43,8 @@ lint: $(VENV)/.installed-test
 
 # Writes anew what tests compare with, where it is text: look at the difference.
 goldens: $(VENV)/.installed-test
-	$(BIN)/python -m pytest tests/test_golden.py tests/launch/test_recipes.py --update-golden
+	$(BIN)/python -m pytest tests/test_golden.py tests/launch/test_recipes.py \
+		tests/compile/test_programs.py -m "slow or not slow" --update-golden
 
 $(VENV)/.installed-%: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -13,5 +13,7 @@ from configs.common import base
 
 
 def get_config():
-    """The fields of `common.base` as they are. Takes no argument."""
-    return base().lock()
+    """The fields of `common.base`. Takes no argument."""
+    config = base()
+    config.parallel.remat = "dots"
+    return config.lock()

@@ -20,4 +20,5 @@ def get_config():
     config.decoder.update(depth=4, width=384, heads=6)
     config.optimizer.update(learning_rate=7e-4, schedule="cosine", warmup=0.05)
     config.training.update(steps=100_000, batch_size=64)
+    config.parallel.remat = "dots"
     return config.lock()

@@ -19,5 +19,5 @@ def get_config():
     config.decoder.update(depth=24, width=1280, heads=20)
     config.optimizer.learning_rate = 2e-4
     config.training.update(steps=600_000, batch_size=512)
-    config.parallel.update(data=1, fsdp=-1, remat="full")
+    config.parallel.update(data=1, fsdp=-1, remat="dots")
     return config.lock()

@@ -14,6 +14,7 @@ from data_pipelines.errors import UserError
 from launch import environment, job
 from launch.targets import gke
 from uniwav_jax import config as configs
+from uniwav_jax.parallel import axes
 
 # Less, and a save of a large state over a network does not end in time.
 LEAST_GRACE = 30
@@ -100,35 +101,19 @@ def _of_config(wanted: job.Job) -> list[str]:
         return [str(error)]
     if wanted.topology is None:
         return []
-    parallel, training = config.parallel, config.training
-    devices, slices = wanted.topology.devices, wanted.topology.slices
-    asked = parallel.get("slices", 1)
-    found = []
-    if asked not in (-1, slices):
-        found.append(
-            f"parallel.slices = {asked}, and the topology has {slices}; add "
-            f"--config.parallel.slices={slices}."
-        )
-    mesh = {axis: parallel[axis] for axis in ("data", "fsdp", "tensor")}
-    fixed = slices
-    for size in mesh.values():
-        fixed *= size if size > 0 else 1
-    if devices % fixed or (-1 not in mesh.values() and fixed != devices):
-        product = " x ".join(f"{axis}={size}" for axis, size in mesh.items())
+    training, slices = config.training, wanted.topology.slices
+    if config.parallel.slices != slices:
         return [
-            *found,
-            f"parallel: {product} x {slices} slice(s) does not make the {devices} devices of "
-            f"{wanted.topology.name}; change one, or leave one at -1.",
+            f"parallel.slices = {config.parallel.slices}, and the topology has {slices}; add "
+            f"--config.parallel.slices={slices}."
         ]
-    tensor = parallel.tensor if parallel.tensor > 0 else devices // fixed
-    rows = devices // tensor * training.accumulation
-    if training.accumulation < 1 or training.batch_size % rows:
-        found.append(
-            f"training.batch_size = {training.batch_size} is not divisible by "
-            f"training.accumulation = {training.accumulation} x {devices // tensor} devices that "
-            f"share a batch on {wanted.topology.name}; change one of them."
-        )
-    return found
+    try:
+        sizes = axes.mesh_shape(config.parallel, wanted.topology.devices)
+        shape = dict(zip(axes.AXES, sizes, strict=True))
+        axes.check_batch(training.batch_size, training.accumulation, shape)
+    except UserError as error:
+        return [f"on {wanted.topology.name}: {error}"]
+    return []
 
 
 def _of_places(wanted: job.Job) -> list[str]:

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from uniwav_jax.parallel import mesh as meshes
+from uniwav_jax.parallel.axes import ANY_NUMBER
 from uniwav_jax.parallel.sharding import partition, path_name
 from uniwav_jax.recipes import uniwav
 from uniwav_jax.training import optimizer as optimizers
@@ -37,7 +38,7 @@ def flatten(config, prefix=""):
 
 def state_lines(tree, decayed):
     """One line a leaf: path, shape, dtype, whether it decays, sharding over 2 x 2 x 2 devices."""
-    mesh = meshes.make_mesh(meshes.ANY_NUMBER | {"fsdp": 2, "tensor": 2}, jax.devices()[:8])
+    mesh = meshes.make_mesh(ANY_NUMBER | {"fsdp": 2, "tensor": 2}, jax.devices()[:8])
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = path_name(path)

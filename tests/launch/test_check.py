@@ -99,9 +99,9 @@ def test_data_without_a_bucket(faults_of):
 
 def test_a_mesh_that_is_not_the_topology(faults_of):
     fault = the(faults_of(jobs.GKE, "--config.parallel.fsdp=48"))
-    assert "data=-1 x fsdp=48 x tensor=1 x 1 slice(s) does not make the 64 devices" in fault
+    assert "on v5p:4x4x4" in fault and "fsdp=48 x tensor=1 does not fit 64 device(s)" in fault
     fault = the(faults_of(jobs.GKE, "--config.parallel.data=8"))
-    assert "does not make the 64 devices of v5p:4x4x4" in fault
+    assert "on v5p:4x4x4" in fault and "does not fit 64 device(s)" in fault
 
 
 def test_a_mesh_that_does_not_divide_the_batch(faults_of):

@@ -7,6 +7,7 @@ from jax.sharding import PartitionSpec
 
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel import mesh as meshes
+from uniwav_jax.parallel.axes import AXES, check_batch
 
 
 def axes(data=-1, fsdp=1, tensor=1, slices=1):
@@ -26,7 +27,7 @@ def axes(data=-1, fsdp=1, tensor=1, slices=1):
 )
 def test_shape(wanted, devices, shape):
     mesh = meshes.make_mesh(wanted, jax.devices()[:devices])
-    assert tuple(mesh.shape[axis] for axis in meshes.AXES) == shape
+    assert tuple(mesh.shape[axis] for axis in AXES) == shape
 
 
 @pytest.mark.parametrize(
@@ -52,16 +53,16 @@ def test_a_product_that_does_not_fit_is_refused_with_the_numbers(wanted, devices
 def test_check_batch(batch, accumulation, fits):
     mesh = meshes.make_mesh(axes(fsdp=2, tensor=2))  # data 2 x fsdp 2 share the rows
     if fits:
-        meshes.check_batch(batch, accumulation, mesh.shape)
+        check_batch(batch, accumulation, mesh.shape)
     else:
         with pytest.raises(UserError, match=f"batch_size = {batch} is not divisible"):
-            meshes.check_batch(batch, accumulation, mesh.shape)
+            check_batch(batch, accumulation, mesh.shape)
 
 
 @pytest.mark.parametrize("accumulation", [0, -1])
 def test_accumulation_must_be_positive(accumulation):
     with pytest.raises(UserError, match="accumulation"):
-        meshes.check_batch(16, accumulation, meshes.make_mesh(axes()).shape)
+        check_batch(16, accumulation, meshes.make_mesh(axes()).shape)
 
 
 @pytest.mark.parametrize(

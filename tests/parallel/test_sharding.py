@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests import small
 from uniwav_jax.parallel import mesh as meshes
+from uniwav_jax.parallel.axes import ANY_NUMBER, FIELDS
 from uniwav_jax.parallel.sharding import partition, path_name, shardings
 from uniwav_jax.recipes import uniwav
 from uniwav_jax.training import optimizer as optimizers
@@ -18,10 +19,10 @@ from uniwav_jax.training.step import make_step
 pytestmark = pytest.mark.usefixtures("float64")
 
 MESHES = {
-    "data=8": meshes.ANY_NUMBER,
-    "fsdp=8": meshes.ANY_NUMBER | {"fsdp": 8},
-    "data=2,fsdp=2,tensor=2": meshes.ANY_NUMBER | {"fsdp": 2, "tensor": 2},
-    "slices=2,data=2,tensor=2": meshes.ANY_NUMBER | {"slices": 2, "tensor": 2},
+    "data=8": ANY_NUMBER,
+    "fsdp=8": ANY_NUMBER | {"fsdp": 8},
+    "data=2,fsdp=2,tensor=2": ANY_NUMBER | {"fsdp": 2, "tensor": 2},
+    "slices=2,data=2,tensor=2": ANY_NUMBER | {"slices": 2, "tensor": 2},
 }
 
 
@@ -81,7 +82,7 @@ def losses(sizes: tuple[int, ...] | None) -> list[float]:
     if sizes is None:
         compiled, placed = small.jit(step), small.split_batch(batch, 1)
     else:
-        mesh = meshes.make_mesh(dict(zip(meshes.FIELDS.values(), sizes, strict=True)))
+        mesh = meshes.make_mesh(dict(zip(FIELDS.values(), sizes, strict=True)))
         state, constants = placed_state(mesh), jax.device_put(constants, meshes.replicated(mesh))
         placed = meshes.put_batch(batch, 8, 1, mesh)
         out = (shardings(state, mesh), meshes.replicated(mesh))

@@ -11,7 +11,8 @@ from uniwav_jax.compile import aot, flops, predict, traffic
 from uniwav_jax.compile.chips import GIB, Topology
 from uniwav_jax.compile.collectives import summary
 from uniwav_jax.errors import UserError
-from uniwav_jax.parallel.mesh import AXES, check_batch, make_mesh, mesh_shape
+from uniwav_jax.parallel.axes import AXES, check_batch, mesh_shape
+from uniwav_jax.parallel.mesh import make_mesh
 from uniwav_jax.training import optimizer
 from uniwav_jax.training.program import state_maker
 from uniwav_jax.training.state import parameter_count
@@ -81,10 +82,16 @@ def report(config, topology: Topology | None, compiled: aot.Compiled, prices: di
     return result | _predicted(config, topology, result, wire, network, prices)
 
 
-def estimate(config, topology: Topology, prices: dict) -> dict:
+def estimate(config, topology: Topology, prices: dict, executed: int | None = None) -> dict:
     """The same without a compiler: what the program is designed to hold, move and send.
 
     For devices that no program can be compiled for here, and to rank what is worth compiling.
+
+    Args:
+      config: resolved.
+      topology: any.
+      prices: see `read_prices`.
+      executed: `traced_flops` of the config, where it is known; the mesh does not change it.
 
     Raises:
       UserError: as `program.build` does.
@@ -115,7 +122,7 @@ def estimate(config, topology: Topology, prices: dict) -> dict:
         "exchanges": {name: each.count * each.sent_bytes for name, each in terms.items()},
         "flops": sum(by_part.values()),
         "flops_by_part": by_part,
-        "executed_flops": traced_flops(config, state),
+        "executed_flops": traced_flops(config) if executed is None else executed,
         "memory_traffic": moved,
         "memory_traffic_bytes": sum(moved.values()),
         "analytic": True,
@@ -127,9 +134,9 @@ def estimate(config, topology: Topology, prices: dict) -> dict:
     return known | _predicted(config, topology, known, wire, network, prices)
 
 
-def traced_flops(config, state) -> int:
+def traced_flops(config) -> int:
     """Executed FLOPs of the step on no mesh in particular."""
-    arguments = aot.abstract_arguments(config, state, None)
+    arguments = aot.abstract_arguments(config, jax.eval_shape(state_maker(config)), None)
     recipe = recipes.build(config)
     rate = optimizer.schedule(config.optimizer, config.training.steps)
     step = make_step(recipe, optimizer.build(config.optimizer), rate)

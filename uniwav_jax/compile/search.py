@@ -58,8 +58,10 @@ def candidates(config, topology: Topology, prices: dict) -> list[tuple[float, di
     """(predicted seconds, mesh fields, remat policy) of all that may fit, the fastest first."""
     found = []
     for remat in REMAT:
+        executed = report.traced_flops(changed(config, remat=remat))
         for fields in meshes(config, topology):
-            known = report.estimate(changed(config, remat=remat, **fields), topology, prices)
+            chosen = changed(config, remat=remat, **fields)
+            known = report.estimate(chosen, topology, prices, executed)
             held = known["resident"]
             state = held["parameters and optimiser"] + held["teacher"] + held["saved activations"]
             if state < known["hbm_bytes"]:

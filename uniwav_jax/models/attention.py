@@ -10,7 +10,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import Mesh, PartitionSpec
 
 from uniwav_jax.errors import UserError
-from uniwav_jax.parallel.mesh import BATCH_AXES
+from uniwav_jax.parallel.axes import BATCH_AXES
 
 BACKENDS = ("auto", "reference", "splash", "cudnn")
 # What a remat policy calls the attention's output.

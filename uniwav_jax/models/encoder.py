@@ -63,15 +63,15 @@ class ConvolutionalPositions(nnx.Module):
 
     def __call__(self, x: jax.Array, valid: jax.Array) -> jax.Array:
         """x [batch, frames, width]; padding is zeroed before each convolution, so none leaks in."""
-        for convolution in self.convolutions:
-            x = grouped_convolution(
-                jnp.where(valid[..., None], x, 0),
-                convolution.kernel.astype(x.dtype),
-                convolution.bias.astype(x.dtype),
-                convolution.feature_group_count,
-            )
-            x = jax.nn.gelu(layer_norm(x), approximate=False)
-        return x
+        kernels = jnp.stack([layer.kernel[...].astype(x.dtype) for layer in self.convolutions])
+        biases = jnp.stack([layer.bias[...].astype(x.dtype) for layer in self.convolutions])
+        groups = self.convolutions[0].feature_group_count
+
+        def layer(x, parameters):
+            x = grouped_convolution(jnp.where(valid[..., None], x, 0), *parameters, groups)
+            return jax.nn.gelu(layer_norm(x), approximate=False), None
+
+        return jax.lax.scan(layer, x, (kernels, biases))[0]
 
 
 class Encoder(nnx.Module):

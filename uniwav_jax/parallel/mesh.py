@@ -1,7 +1,6 @@
 """The device mesh and how batches lie on it."""
 
 import collections
-from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -9,14 +8,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from uniwav_jax.errors import UserError
-
-# Axis -> field of `config.parallel`. Slices are joined by the data-centre network alone, so their
-# axis only ever carries gradients: parameters are whole within a slice.
-FIELDS = {"slice": "slices", "data": "data", "fsdp": "fsdp", "tensor": "tensor"}
-AXES = tuple(FIELDS)
-BATCH_AXES = ("slice", "data", "fsdp")
-# Values of these fields that fit any number of devices.
-ANY_NUMBER = {"slices": 1, "data": -1, "fsdp": 1, "tensor": 1}
+from uniwav_jax.parallel.axes import AXES, BATCH_AXES, mesh_shape
 
 
 def make_mesh(parallel, devices=None) -> Mesh:
@@ -33,21 +25,6 @@ def make_mesh(parallel, devices=None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(parallel, len(devices))
     return Mesh(_arrange(devices, shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def mesh_shape(parallel, devices: int) -> list[int]:
-    """Sizes of `AXES` that `parallel` means for so many devices; raises as `make_mesh`."""
-    shape = [parallel[field] for field in FIELDS.values()]
-    fixed = int(np.prod([n for n in shape if n != -1]))
-    if shape.count(-1) == 1 and fixed > 0 and devices % fixed == 0:
-        shape[shape.index(-1)] = devices // fixed
-    if min(shape) < 1 or np.prod(shape) != devices:
-        wanted = " x ".join(f"{field}={parallel[field]}" for field in FIELDS.values())
-        raise UserError(
-            f"parallel: {wanted} does not fit {devices} device(s); "
-            "make the product equal, or leave one axis at -1."
-        )
-    return shape
 
 
 def _arrange(devices, shape: list[int]) -> np.ndarray:
@@ -75,19 +52,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def check_batch(batch_size: int, accumulation: int, shape: Mapping[str, int]) -> None:
-    """Raises UserError unless every device gets the same number of rows of each micro-batch.
-
-    `shape` is axis -> size, as `Mesh.shape` is.
-    """
-    shards = int(np.prod([shape[axis] for axis in BATCH_AXES]))
-    if accumulation < 1 or batch_size % (accumulation * shards):
-        raise UserError(
-            f"training.batch_size = {batch_size} is not divisible by training.accumulation = "
-            f"{accumulation} x {shards} (slices x data x fsdp); change one of them."
-        )
 
 
 def local_rows(batch_size: int, accumulation: int, mesh: Mesh) -> np.ndarray:

@@ -12,7 +12,8 @@ import numpy as np
 
 from uniwav_jax import config as configs
 from uniwav_jax.errors import UserError
-from uniwav_jax.parallel.mesh import ANY_NUMBER, make_mesh, replicated
+from uniwav_jax.parallel.axes import ANY_NUMBER
+from uniwav_jax.parallel.mesh import make_mesh, replicated
 from uniwav_jax.recipes.inference import Inference
 from uniwav_jax.training import data
 from uniwav_jax.training.checkpoint import Checkpoints

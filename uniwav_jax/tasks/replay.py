@@ -16,6 +16,7 @@ from data_pipelines.places import places
 from uniwav_jax import recipes
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel import mesh as meshes
+from uniwav_jax.parallel.axes import ANY_NUMBER
 from uniwav_jax.parallel.sharding import path_name
 from uniwav_jax.training import data, program
 from uniwav_jax.training import start as starts
@@ -62,7 +63,7 @@ def replay(workdir, step: int, *, shards: str = "", say=print) -> dict:
                 f"the run had {count} process(es) with {devices} device(s) in all, here is one "
                 f"with {jax.device_count()}: it is repeated up to rounding, not to the bit"
             )
-            config.parallel.update(meshes.ANY_NUMBER)
+            config.parallel.update(ANY_NUMBER)
     prepared = program.build(config)
     mixture = data.open_split(config, config.data.shards, "train")
     if mixture.fingerprint != run["data_fingerprint"]:

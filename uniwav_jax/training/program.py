@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from uniwav_jax import recipes
 from uniwav_jax.parallel import mesh as meshes
+from uniwav_jax.parallel.axes import check_batch
 from uniwav_jax.parallel.sharding import shardings
 from uniwav_jax.recipes.interface import Recipe
 from uniwav_jax.training import optimizer
@@ -57,7 +58,7 @@ def build(config, devices=None) -> Program:
       UserError: a mesh that does not fit the devices, or a batch that does not fit the mesh.
     """
     mesh = meshes.make_mesh(config.parallel, devices)
-    meshes.check_batch(config.training.batch_size, config.training.accumulation, mesh.shape)
+    check_batch(config.training.batch_size, config.training.accumulation, mesh.shape)
     recipe = recipes.build(config, mesh)
     transform = optimizer.build(config.optimizer)
     rate = optimizer.schedule(config.optimizer, config.training.steps)
