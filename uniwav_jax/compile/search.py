@@ -113,19 +113,17 @@ def search(config, topology: Topology | None, prices: dict, say) -> dict:
 def largest_batch(config, topology: Topology, found: dict, say) -> int:
     """The largest batch that fits, in whole crops a device; 0 if not even one a device does.
 
-    Memory grows by as much with each crop: two programs tell how many fit, a third proves it.
+    Memory grows by as much with each crop: two small programs tell how many fit, a third proves it.
+    (One that does not fit says little, since the compiler has then tried to squeeze it.)
     """
-    shards = found["devices"] // found["mesh"]["tensor"]
-    rows = {found["batch_size"] // shards: found["used_bytes"]}
-    other = 1 if max(rows) > 1 else 2
-    rows[other] = _used(config, topology, other * shards)
-    (small, little), (large, much) = sorted(rows.items())
-    each = (much - little) / (large - small)
-    guess = max(1, int(small + (found["hbm_bytes"] - little) / each))
-    while guess and _used(config, topology, guess * shards) > found["hbm_bytes"]:
+    # A crop for every device and micro-batch.
+    unit = found["devices"] // found["mesh"]["tensor"] * found["accumulation"]
+    few, more = (_used(config, topology, crops * unit) for crops in (1, 3))
+    guess = int(1 + 2 * (found["hbm_bytes"] - few) / (more - few))
+    while guess > 0 and _used(config, topology, guess * unit) > found["hbm_bytes"]:
         say(f"{guess} crops a device do not fit")
         guess -= max(1, guess // 16)
-    return guess * shards
+    return max(0, guess) * unit
 
 
 def advice(config, topology: Topology, found: dict, say) -> str:
