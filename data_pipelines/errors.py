@@ -16,6 +16,10 @@ class UserError(Exception):
     status = 2
 
 
+class Damaged(UserError):
+    """A record that is there and can't be read as it was written; training takes another."""
+
+
 class Rejected(Exception):
     """One utterance that can't become a record; the writer counts it and goes on.
 

@@ -56,7 +56,7 @@ def read_catalogue(shards: str, config, exclude_speakers: Sequence[str] = ()) ->
             )
     fingerprints = " ".join(sorted(index.fingerprint for index in indices))
     return Catalogue(
-        readers=tuple(RecordReader(index) for index in indices),
+        readers=tuple(RecordReader(index, share=len(indices)) for index in indices),
         corpus=np.repeat(np.arange(len(indices)), [len(index) for index in indices])[order],
         record=gather(lambda index: np.arange(len(index))),
         id=gather(lambda index: index.column("id")),
