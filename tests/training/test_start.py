@@ -55,7 +55,7 @@ def begin(request: start.Start, fields: list[str]) -> tuple:
     """(state's arrays, fresh ones, statistics, sentences) with which a run would begin."""
     config, said = configs.load_config(TINY, fields), []
     prepared = program.build(config)
-    origin = start.origin_of(request, prepared, said.append)
+    origin = start.origin_of(request, config, prepared, said.append)
     begun, statistics = start.load(origin, config, prepared, said.append)
     return arrays(begun), arrays(prepared.fresh_state()), statistics, said
 

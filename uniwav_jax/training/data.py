@@ -2,13 +2,14 @@
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data_pipelines.exclusions import NOTHING, read_exclusions
+from data_pipelines.exclusions import combined
 from data_pipelines.index import SPLITS, read_index
 from data_pipelines.loader import batches
 from data_pipelines.mixture import Mixture, open_mixture, parse_spec
@@ -29,8 +30,6 @@ def open_split(config, shards: str, split: str) -> Mixture:
     if not shards:
         raise UserError("no shards are named; pass --data SHARDS.")
     hop = config.features.hop
-    listed = read_exclusions(config.data.exclude) if config.data.exclude else NOTHING
-    speakers = {*config.data.exclude_speakers, *listed.speakers}
     return open_mixture(
         shards,
         split=split,
@@ -39,10 +38,42 @@ def open_split(config, shards: str, split: str) -> Mixture:
         min_seconds=config.data.min_seconds,
         shortest_samples=(config.masking.shortest - 1) * hop + 1,
         sample_rate=config.features.sample_rate,
-        exclude=listed._replace(speakers=tuple(sorted(speakers))),
-        # A name that the training shards lack is a slip; separate validation shards may lack it.
-        must_hold=shards == config.data.shards,
+        exclude=combined(config.data.exclude, config.data.exclude_speakers),
+        # A name that the training data lack is a slip; what a run is measured on may lack it.
+        must_hold=split == "train",
     )
+
+
+def open_again(workdir, run: dict, places: Sequence[str]) -> tuple[str, Mixture]:
+    """The data that a run was trained on.
+
+    Args:
+      workdir: the run's folder.
+      run: its run.json.
+      places: shards, as on the command line; the first that are the run's data are taken.
+
+    Returns:
+      (the place, the mixture of the split train).
+
+    Raises:
+      UserError: none of them; says what is wrong with the last.
+    """
+    fault = None
+    for shards in places:
+        try:
+            mixture = open_split(run["config"], shards, "train")
+        except UserError as error:
+            fault = error
+            continue
+        if mixture.fingerprint == run["data_fingerprint"]:
+            return shards, mixture
+        listed = run["config"].data.exclude
+        fault = UserError(
+            f"{shards} holds other data than {workdir} was trained on"
+            + (f", or data.exclude = {listed} has changed since" if listed else "")
+            + "; name its shards with --data."
+        )
+    raise fault
 
 
 def open_validation(config) -> Mixture | None:

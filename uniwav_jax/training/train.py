@@ -102,12 +102,12 @@ def train(
         )
         known = processes.agree("known", lambda: record.known_run(workdir), patience)
         anew = start is not None and not known
-        origin = starts.origin_of(start, prepared, say) if anew else known.get("origin")
+        origin = starts.origin_of(start, config, prepared, say) if anew else known.get("origin")
         starts.inherit_skips(config, origin, known.get("skip_slots", ()))
         run = processes.agree(
             "workdir",
             lambda: record.claim_workdir(
-                workdir, config, mixture.fingerprint, start, origin, extend_to
+                workdir, config, mixture, start, origin, extend_to
             ),
             patience,
         )
