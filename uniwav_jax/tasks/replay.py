@@ -66,7 +66,7 @@ def replay(workdir, step: int, *, shards: str = "", say=print) -> dict:
     _, mixture = data.open_again(workdir, run, [shards or config.data.shards])
     begun, state, statistics = _state_before(workdir, step, config, origin, prepared, say)
     if statistics is None:
-        statistics = data.feature_statistics(config, mixture)
+        statistics = data.feature_statistics(config, mixture, say)
     constants = data.as_constants(config, statistics, mixture, meshes.replicated(prepared.mesh))
     batch_size, accumulation = config.training.batch_size, config.training.accumulation
     offset = starts.position_offset(origin, batch_size)

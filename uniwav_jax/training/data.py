@@ -14,6 +14,7 @@ from data_pipelines.index import SPLITS, read_index
 from data_pipelines.loader import batches
 from data_pipelines.mixture import Mixture, open_mixture, parse_spec
 from data_pipelines.order import after_skips
+from data_pipelines.places import damaged
 from uniwav_jax import features
 from uniwav_jax.errors import UserError
 from uniwav_jax.features.normalization import measure
@@ -114,18 +115,30 @@ def validation_fingerprint(config, mixture: Mixture) -> str:
     return hashlib.sha256(f"{mixture.fingerprint} {shape}".encode()).hexdigest()
 
 
-def feature_statistics(config, mixture: Mixture) -> dict[str, list[float]]:
-    """Mean and deviation per channel over the first positions of the order under seed 0."""
+def feature_statistics(config, mixture: Mixture, say) -> dict[str, list[float]]:
+    """Mean and deviation per channel over the first positions of the order under seed 0.
+
+    say: takes a sentence for each of them that can't be read.
+    """
     count = min(config.features.statistics_positions, mixture.slots)
     steps = -(-count // STATISTICS_BATCH)
     with batches(mixture, batch_size=STATISTICS_BATCH, seed=0, stop_step=steps) as loaded:
         statistics = measure(
-            cut(loaded, count),
+            cut(_named(loaded, mixture, count, say), count),
             features.build(config),
             jnp.dtype(config.training.parameter_dtype),
             config.features.deviation_floor,
         )
     return jax.tree.map(float, multihost_utils.broadcast_one_to_all(statistics))
+
+
+def _named(loaded, mixture: Mixture, count: int, say):
+    """The batches, after naming what is replaced among their first `count` rows."""
+    for start, batch in zip(itertools.count(0, STATISTICS_BATCH), loaded, strict=False):
+        positions = range(start, min(start + STATISTICS_BATCH, count))
+        for where in damaged(mixture, 0, positions, batch["replaced"][: len(positions)]):
+            say(f"feature statistics: {where} can't be read; another example is taken.")
+        yield batch
 
 
 def cut(loaded, count: int):
@@ -145,22 +158,22 @@ def drawn(step: int, batch_size: int, offset: int, skip) -> list[int]:
     return [after_skips(position, skip) for position in range(first, first + batch_size)]
 
 
-def progress(mixture: Mixture, positions: int, skip) -> dict[str, float]:
+def progress(mixture: Mixture, begin: int, end: int, skip) -> dict[str, float]:
     """How much of each corpus has been drawn.
 
     Args:
       mixture: of the run.
-      positions: drawn so far, without those left out.
+      begin, end: the positions drawn, begin ... end - 1, counted without those left out.
       skip: ranges left out, as `batches` takes them.
 
     Returns:
       {NAME/epochs: passes over the corpus, NAME/hours: of audio, padding left out, where a slot
       counts as long as the corpus's slots are on average}.
     """
-    found, end = {}, after_skips(positions, skip)
-    left_out = [(first, min(last, end)) for first, last in skip if first < end]
+    found, begin, end = {}, after_skips(begin, skip), after_skips(end, skip)
+    left_out = [pair for pair in skip if begin <= pair[0] < end]
     for corpus, part in enumerate(mixture.parts):
-        drawn = mixture.count(corpus, end)
+        drawn = mixture.count(corpus, end) - mixture.count(corpus, begin)
         drawn -= sum(mixture.count(corpus, b) - mixture.count(corpus, a) for a, b in left_out)
         epochs = drawn / len(part.slots)
         samples = epochs * part.slot_samples(mixture.crop_samples)
