@@ -31,6 +31,8 @@ class Rejected(Exception):
     def __init__(self, reason: str, detail: str):
         if reason not in REJECT_REASONS:
             raise ValueError(f"unknown reject reason {reason!r}")
+        # It will be written as UTF-8, and may name a file whose name is none.
+        detail = detail.encode("utf-8", "backslashreplace").decode("utf-8")
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
