@@ -89,9 +89,7 @@ def decode_flac(flac: bytes, samples: int, first: int, out: np.ndarray, place: s
     except soundfile.LibsndfileError as error:
         raise Damaged(f"the audio of {place} can't be decoded: {error}") from error
     if not complete:
-        raise Damaged(
-            f"the audio of {place} is not {samples} samples long: write the shards again"
-        )
+        raise Damaged(f"the audio of {place} is not {samples} samples long: write the shards again")
 
 
 def segment_edges(samples: int, segments: int, sample_rate: int) -> list[int]:

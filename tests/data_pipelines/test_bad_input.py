@@ -69,8 +69,7 @@ def test_bad_files_are_counted_by_reason_and_the_rest_is_written(tmp_path, worke
     write(source, tmp_path / "out", worker_count=workers, records_per_shard=5)
     index = read_index(tmp_path / "out")
     found = {
-        reason: {item["id"] for item in items}
-        for reason, items in index.summary["rejects"].items()
+        reason: {item["id"] for item in items} for reason, items in index.summary["rejects"].items()
     }
     assert found == {
         "undecodable": {"text.wav", "empty.flac", "truncated.flac"},
@@ -198,9 +197,7 @@ def test_verify_names_what_disagrees(tmp_path):
     assert any("fingerprint" in fault for fault in verify.faults(out))
     edit_index(out, fingerprint=index.fingerprint)
     table = parquet.read_table(out / "records.parquet")
-    changed = table.set_column(
-        table.schema.get_field_index("text"), "text", [["x", "", ""]]
-    )
+    changed = table.set_column(table.schema.get_field_index("text"), "text", [["x", "", ""]])
     parquet.write_table(changed, out / "records.parquet")
     (found,) = verify.faults(out)
     assert "its checksum is not the one in index.json" in found

@@ -107,9 +107,7 @@ def train(
         starts.inherit_skips(config, origin, known.get("skip_slots", ()))
         run = processes.agree(
             "workdir",
-            lambda: record.claim_workdir(
-                workdir, config, mixture, start, origin, extend_to
-            ),
+            lambda: record.claim_workdir(workdir, config, mixture, start, origin, extend_to),
             patience,
         )
         record.check_same_folder(workdir, run["id"])
