@@ -24,17 +24,17 @@ def read_exclusions(path: str | os.PathLike) -> Exclusions:
       UserError: no such file, not UTF-8, nothing in it, or a speaker without a name.
     """
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the list of exclusions {path} can't be read ({error}): name a text file in UTF-8"
         ) from error
-    names = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+    lines = [line.strip() for line in text.splitlines()]
+    names = {line for line in lines if line and not line.startswith("#")}
     if SPEAKER in names:
-        number = next(n for n, line in enumerate(lines, 1) if line.strip() == SPEAKER)
         raise UserError(
-            f"{path}, line {number} names no speaker, which would leave out all records whose "
-            "speaker is unknown: write speaker:NAME, or remove the line"
+            f"{path}, line {lines.index(SPEAKER) + 1} names no speaker, which would leave "
+            "out all records whose speaker is unknown: write speaker:NAME, or remove the line"
         )
     if not names:
         raise UserError(

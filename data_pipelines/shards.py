@@ -97,10 +97,10 @@ def prepare(corpus: Corpus) -> list[Utterance]:
     """
     if not corpus.utterances:
         raise UserError(f"the corpus {corpus.name} holds no utterances: check its source folder")
-    _require_text(corpus.name, "the corpus's --name")
+    _require_text(corpus.name, "corpus name")
     for utterance in corpus.utterances:
         for name in _TEXTS:
-            _require_text(getattr(utterance, name), f"the {name} of an utterance")
+            _require_text(getattr(utterance, name), name)
     given = zip(corpus.utterances, splits.assign(corpus.utterances), strict=True)
     keyed = [
         (
@@ -154,7 +154,7 @@ def _require_text(text: str, what: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{text!r}, {what}, is not UTF-8: rename the file, or correct the text"
+            f"the {what} {text!r} is not UTF-8: rename the file, or correct the text"
         ) from error
 
 
