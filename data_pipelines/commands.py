@@ -369,4 +369,5 @@ def _corpus(options: argparse.Namespace):
     corpus = importlib.import_module(f"data_pipelines.corpora.{options.adapter}").corpus
     taken = inspect.signature(corpus).parameters
     given = {key: value for key, value in vars(options).items() if value is not None}
-    return corpus(**{key: value for key, value in given.items() if key in taken})
+    with paths.reached(given.get("source", "")):
+        return corpus(**{key: value for key, value in given.items() if key in taken})

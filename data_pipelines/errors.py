@@ -16,6 +16,10 @@ class UserError(Exception):
     status = 2
 
 
+class Damaged(UserError):
+    """A record that is there and can't be read as it was written; training takes another."""
+
+
 class Rejected(Exception):
     """One utterance that can't become a record; the writer counts it and goes on.
 
@@ -27,6 +31,8 @@ class Rejected(Exception):
     def __init__(self, reason: str, detail: str):
         if reason not in REJECT_REASONS:
             raise ValueError(f"unknown reject reason {reason!r}")
+        # It will be written as UTF-8, and may name a file whose name is none.
+        detail = detail.encode("utf-8", "backslashreplace").decode("utf-8")
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail

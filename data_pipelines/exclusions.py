@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,15 +21,21 @@ def read_exclusions(path: str | os.PathLike) -> Exclusions:
     Empty lines and lines that begin with # are passed over.
 
     Raises:
-      UserError: no such file, not UTF-8, or nothing in it.
+      UserError: no such file, not UTF-8, nothing in it, or a speaker without a name.
     """
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8-sig").splitlines()
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"the list of exclusions {path} can't be read ({error}): name a text file in UTF-8"
         ) from error
-    names = {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+    lines = [line.strip() for line in text.splitlines()]
+    names = {line for line in lines if line and not line.startswith("#")}
+    if SPEAKER in names:
+        raise UserError(
+            f"{path}, line {lines.index(SPEAKER) + 1} names no speaker, which would leave "
+            "out all records whose speaker is unknown: write speaker:NAME, or remove the line"
+        )
     if not names:
         raise UserError(
             f"the list of exclusions {path} is empty: write a record id or speaker:NAME a line"
@@ -36,6 +43,16 @@ def read_exclusions(path: str | os.PathLike) -> Exclusions:
     speakers = {name.removeprefix(SPEAKER) for name in names if name.startswith(SPEAKER)}
     ids = {name for name in names if not name.startswith(SPEAKER)}
     return Exclusions(tuple(sorted(ids)), tuple(sorted(speakers)))
+
+
+def combined(path: str, speakers: Sequence[str]) -> Exclusions:
+    """What a list ("" for none) and names of speakers leave out together.
+
+    Raises:
+      UserError: as ``read_exclusions``.
+    """
+    listed = read_exclusions(path) if path else NOTHING
+    return listed._replace(speakers=tuple(sorted({*speakers, *listed.speakers})))
 
 
 class Exclusions(NamedTuple):

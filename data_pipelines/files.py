@@ -50,7 +50,7 @@ def full_disk_error(path: str | os.PathLike) -> UserError:
     """The sentence for a write that found no room."""
     return UserError(
         f"no space left on the device while writing {path}: free some and run the same command "
-        "again, it continues where it stopped"
+        "again"
     )
 
 

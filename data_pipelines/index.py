@@ -55,14 +55,17 @@ def read_summary(directory: str | os.PathLike, formats: Sequence[int] = (FORMAT,
       formats: numbers that the caller understands.
 
     Raises:
-      UserError: not a shard folder, an unfinished or damaged one, or another format number.
+      UserError: not a shard folder, an unfinished or damaged one, another format number, or a store
+        that fails.
     """
     directory = paths.of(directory)
-    if not directory.is_dir():
+    with paths.reached(directory):
+        there, finished = directory.is_dir(), (directory / INDEX).is_file()
+    if not there:
         raise UserError(
             f"there is no shard folder {directory}: write one with `python -m data_pipelines write`"
         )
-    if not (directory / INDEX).is_file():
+    if not finished:
         raise UserError(
             f"{directory} holds no {INDEX}: it is not a shard folder or its writing was "
             "interrupted; run the same write command again to finish it"

@@ -31,7 +31,7 @@ def write_shard(job: Job, tick: Callable[[], None]) -> None:
     """Writes one shard and its sidecar; ``tick`` is called once an utterance.
 
     Raises:
-      UserError: the disk is full.
+      UserError: the disk is full, or the store fails.
     """
     columns: dict[str, list] = {name: [] for name in index_lib.SCHEMA.names}
     rejects = []
@@ -51,7 +51,8 @@ def write_shard(job: Job, tick: Callable[[], None]) -> None:
         size, checksum = temporary.stat().st_size, file_digest(temporary)
     # A shard of rejects only has no file; its sidecar says that it was done.
     if not columns["id"]:
-        job.path.unlink()
+        with paths.reached(job.path):
+            job.path.unlink(missing_ok=True)
     write_json(
         job.sidecar,
         {
@@ -129,7 +130,11 @@ class Job:
         return self.path.with_suffix(".json")
 
     def finished(self) -> bool:
-        """True if an earlier attempt completed this shard."""
+        """True if an earlier attempt completed this shard.
+
+        Raises:
+          UserError: the store fails.
+        """
         try:
             sidecar = read_json(self.sidecar)
         except FileNotFoundError:
@@ -138,4 +143,5 @@ class Job:
             return False
         if not sidecar["columns"]["id"]:
             return True
-        return self.path.exists() and self.path.stat().st_size == sidecar["bytes"]
+        with paths.reached(self.path):
+            return self.path.exists() and self.path.stat().st_size == sidecar["bytes"]

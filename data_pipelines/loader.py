@@ -28,9 +28,9 @@ import numpy as np
 from absl import flags
 
 from data_pipelines import order
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Damaged, UserError
 from data_pipelines.mixture import Mixture
-from data_pipelines.places import locate, locate_ordered, slot_start
+from data_pipelines.places import locate, slot_start
 from data_pipelines.reader import Piece, RecordReader
 
 _BATCHES_AHEAD_A_WORKER = 2
@@ -46,8 +46,6 @@ _FIELDS = {
     "samples": np.int32,
     "slot": np.int32,
 }
-# A row after the end of an ordered pass.
-_BLANK = {"corpus": 0, "domain": 0, "epoch": 0, "id": (0, 0), "slot": 0}
 
 
 def row_fields(crop_samples: int) -> dict[str, tuple[tuple[int, ...], type]]:
@@ -69,7 +67,6 @@ def batches(
     workers: int = 0,
     threads: int = 2,
     reads_in_flight: int = 4,
-    ordered: bool = False,
 ) -> "Batches":
     """Batches of steps start_step … stop_step − 1, from the first one at once wherever it is.
 
@@ -78,8 +75,7 @@ def batches(
       batch_size: rows of the global batch.
       seed: of the run.
       start_step: the first step.
-      stop_step: the first step not read; None goes on for ever, or ordered, to the end of the
-        slots.
+      stop_step: the first step not read; None goes on for ever.
       rows: which rows of every global batch this process reads, 0 … batch_size − 1; None reads all.
       offset: added to step * batch_size + row, for a run that began at another batch size.
       skip: (first, end) ranges of positions that are left out, see `order.after_skips`.
@@ -87,9 +83,6 @@ def batches(
       threads: threads of each reading process that decode; 0 reads only when asked.
       reads_in_flight: how many reads each process asks of the storage at a time, ahead of what it
         decodes; about audio wanted a second / audio a read x seconds that a read takes.
-      ordered: every slot once, in slot order, corpus after corpus, epoch 0, with starts drawn
-        under seed 0 whatever `seed` is, so that a validation set stays the same. The last batch is
-        filled up with rows of samples = 0.
 
     Returns:
       An iterator of dicts with b = len(rows): waveform float32[b, crop_samples] (zeros after the
@@ -100,14 +93,15 @@ def batches(
       `places.damaged` names what was passed over. Close it, or use it in a `with` block.
 
     Raises:
-      UserError: from the iterator, when many slots in a row can't be read; it names the last.
+      UserError: from the iterator, when many slots in a row can't be read, of which it names the
+        last, or when no more files may be opened.
       ValueError: rows or steps out of range.
     """
     rows = range(batch_size) if rows is None else rows
     rows = np.asarray(list(rows), np.int64)
     if len(rows) == 0 or rows.min() < 0 or rows.max() >= batch_size:
         raise ValueError(f"rows must be some of 0 … {batch_size - 1}, not {rows.tolist()}.")
-    end = -(-mixture.slots // batch_size) if ordered else (2**62) // batch_size
+    end = (2**62) // batch_size
     stop_step = end if stop_step is None else min(stop_step, end)
     if not 0 <= start_step <= stop_step:
         raise ValueError(f"start_step {start_step} is outside 0 … {stop_step}.")
@@ -121,8 +115,7 @@ def batches(
             mixture = mixture.mapped(Path(folder))
         read = _Read(
             mixture=mixture,
-            seed=0 if ordered else seed,
-            ordered=ordered,
+            seed=seed,
             batch_size=batch_size,
             offset=offset,
             rows=tuple(rows.tolist()),
@@ -220,7 +213,7 @@ class _Asked(NamedTuple):
 
     position: int
     fields: dict
-    reader: RecordReader | None
+    reader: RecordReader
     pieces: list[Piece]
     entries: list[concurrent.futures.Future]
 
@@ -231,7 +224,6 @@ class _Read:
 
     mixture: Mixture
     seed: int
-    ordered: bool
     batch_size: int
     offset: int
     rows: tuple[int, ...]
@@ -278,7 +270,7 @@ class _Read:
             try:
                 samples = _decode_pieces(asked, out)
                 return asked.fields | {"samples": samples, "replaced": passed}
-            except UserError as error:
+            except Damaged as error:
                 passed += 1
                 if passed == _DAMAGED_IN_A_ROW:
                     raise UserError(f"{error} ({passed} slots in a row can't be read)") from error
@@ -286,12 +278,7 @@ class _Read:
 
     def _ask_row(self, position: int, passed: int = 0) -> _Asked:
         mixture = self.mixture
-        if self.ordered:
-            place = locate_ordered(mixture, position, passed)
-        else:
-            place = locate(mixture, self.seed, position, passed)
-        if place is None:
-            return _Asked(position, _BLANK, None, [], [])
+        place = locate(mixture, self.seed, position, passed)
         part = mixture.parts[place.corpus]
         start = slot_start(mixture, self.seed, place)
         clips = part.rows.clips(place.row).tolist()

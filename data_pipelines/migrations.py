@@ -6,13 +6,14 @@ stays one: payloads, digests and fingerprint are the same, so that runs trained 
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import numpy as np
 import pyarrow as pa
 
 from data_pipelines import paths
-from data_pipelines.files import file_digest
+from data_pipelines.files import content_digest, file_digest, read_json, write_json
 from data_pipelines.index import (
     COLUMNS,
     FORMAT,
@@ -23,6 +24,7 @@ from data_pipelines.index import (
     write_columns,
     write_summary,
 )
+from data_pipelines.shards import REQUEST
 
 
 def migrate(directory: str | os.PathLike) -> bool:
@@ -46,5 +48,11 @@ def migrate(directory: str | os.PathLike) -> bool:
         # An interrupted migration has replaced the columns, which come first. Damaged ones fail.
         table = read_columns(directory, SCHEMA.names)
     columns = write_columns(directory, table)
-    write_summary(directory, summary | {"format": FORMAT, "columns": columns})
+    new = summary | {"format": FORMAT, "columns": columns}
+    # So that the command that wrote the folder finds it written; reading does without a request.
+    with contextlib.suppress(FileNotFoundError):
+        request = read_json(directory / REQUEST) | {"format": FORMAT}
+        new["request"] = request["digest"] = content_digest(request)
+        write_json(directory / REQUEST, request)
+    write_summary(directory, new)
     return True

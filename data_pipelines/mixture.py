@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -44,11 +45,19 @@ def open_mixture(
       must_hold: whether what is left out has to be there, so that a slip is noticed.
 
     Raises:
-      UserError: no shards there, another sample rate, a weight that is not positive, an unknown
-        record or speaker to be excluded, or a directory without any row of that split.
+      UserError: no shards there, another sample rate, a weight that is not positive, two corpora of
+        the same name, an unknown record or speaker to be excluded, or a directory without any row
+        of that split.
     """
     entries = parse_spec(spec)
     indices = [read_index(directory) for directory, _ in entries]
+    for one, other in itertools.combinations(indices, 2):
+        # The name is the corpus in random keys, losses and epochs: two of a name would be one.
+        if one.corpus == other.corpus:
+            raise UserError(
+                f"{one.directory} and {other.directory} both hold a corpus named {one.corpus}: "
+                "write one of them again with another --name"
+            )
     held = exclude.held_by(indices)
     if must_hold and held != exclude:
         lost = sorted(set(exclude.lines()) - set(held.lines()))
@@ -81,7 +90,7 @@ def open_mixture(
         codes = np.array([domains.index(name) for name in index.domains], np.int32)
         parts.append(
             Part(
-                reader=RecordReader(index),
+                reader=RecordReader(index, share=len(entries)),
                 name=index.corpus,
                 code=order.corpus_code(index.corpus),
                 weight=weight,
@@ -96,6 +105,7 @@ def open_mixture(
         )
     what = {
         "corpora": [part.fingerprint for part in parts],
+        "weights": [part.weight for part in parts],
         "split": split,
         "crop_samples": crop_samples,
         "hop_samples": hop_samples,
@@ -112,8 +122,8 @@ def open_mixture(
         hop_samples=hop_samples,
         sample_rate=sample_rate,
         domains=domains,
-        set_fingerprint=_digest(what),
-        fingerprint=_digest(what | {"weights": [part.weight for part in parts]}),
+        excluded=held,
+        fingerprint=hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest(),
     )
 
 
@@ -151,10 +161,6 @@ def padded_fraction(mixture: "Mixture") -> float:
     crop = mixture.crop_samples
     filled = [part.slot_samples(crop) / (crop * len(part.slots)) for part in mixture.parts]
     return sum(part.weight * (1 - f) for part, f in zip(mixture.parts, filled, strict=True))
-
-
-def _digest(what: dict) -> str:
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _map_array(prefix: Path, name: str, array: np.ndarray) -> "_Mapped":
@@ -229,8 +235,8 @@ class Mixture:
       parts: one a corpus, in the order of the spec.
       split, crop_samples, hop_samples, sample_rate: as opened.
       domains: names that the batches' domain numbers stand for.
+      excluded: what is left out; at least one of the corpora holds each of it.
       fingerprint: hex SHA-256 over corpora, weights, split, crop, joining and exclusions.
-      set_fingerprint: the same without the weights: what an ordered pass holds.
     """
 
     parts: tuple[Part, ...]
@@ -239,8 +245,8 @@ class Mixture:
     hop_samples: int
     sample_rate: int
     domains: tuple[str, ...]
+    excluded: Exclusions
     fingerprint: str
-    set_fingerprint: str
 
     @property
     def corpora(self) -> tuple[str, ...]:

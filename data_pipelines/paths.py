@@ -21,6 +21,8 @@ from data_pipelines.errors import Rejected, UserError
 
 # What a decoder that jumps about in a long recording asks of a store at once.
 _BLOCK_BYTES = 1 << 18
+# Small files of a store that are read or written at a time.
+THREADS = 32
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
 
 
@@ -62,25 +64,43 @@ def is_absent(path: str | os.PathLike) -> bool:
     return not is_url(path) and not os.path.isfile(path)
 
 
+@contextlib.contextmanager
+def reached(path: str | os.PathLike) -> Iterator[None]:
+    """Says in one sentence what a store's package raises in the block: each has its own errors.
+
+    That something is not there passes, and so does what is said already; so does everything on
+    this machine.
+
+    Raises:
+      UserError: the store fails.
+    """
+    try:
+        yield
+    except (UserError, Rejected, FileNotFoundError):
+        raise
+    except Exception as error:
+        if not is_url(path):
+            raise
+        raise _fault(path, error) from error
+
+
 def opened(path: str | os.PathLike) -> BinaryIO:
     """Opens a file for reading.
 
     Raises:
       OSError: it can't be read.
+      UserError: the store fails, now or in a read.
     """
     if not is_url(path):
         return open(path, "rb")
-    import fsspec
-
-    store, place = fsspec.url_to_fs(str(path))
-    return store.open(place, "rb", block_size=_BLOCK_BYTES)
+    return io.BufferedReader(_stored(str(path)), _BLOCK_BYTES)
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
     """All of a file.
 
     Raises:
-      OSError: it can't be read.
+      OSError, UserError: as ``opened``.
     """
     with opened(path) as file:
         return file.read()
@@ -95,19 +115,16 @@ def opened_audio(url: str) -> Iterator[BinaryIO]:
       UserError: the store fails.
     """
     try:
-        file = opened(url)
+        file = _stored(url)
     except FileNotFoundError as error:
         raise Rejected("undecodable", f"there is no {url}") from error
-    # Each store's package has its own errors, here and below.
-    except Exception as error:
-        raise _fault(url, error) from error
     with file:
         watched = _Watched(file)
         try:
             yield watched
         finally:
             if watched.error:
-                raise _fault(url, watched.error) from watched.error
+                raise watched.error
 
 
 def upload(source: pathlib.Path, url: str | os.PathLike) -> None:
@@ -118,11 +135,9 @@ def upload(source: pathlib.Path, url: str | os.PathLike) -> None:
     """
     import fsspec
 
-    try:
+    with reached(url):
         store, place = fsspec.url_to_fs(str(url))
         store.put_file(str(source), place)
-    except Exception as error:
-        raise _fault(url, error) from error
 
 
 def create(url: str | os.PathLike, data: bytes) -> bool:
@@ -133,13 +148,12 @@ def create(url: str | os.PathLike, data: bytes) -> bool:
     """
     import fsspec
 
-    try:
+    with reached(url):
         store, place = fsspec.url_to_fs(str(url))
-        store.pipe_file(place, data, mode="create")
-    except FileExistsError:
-        return False
-    except Exception as error:
-        raise _fault(url, error) from error
+        try:
+            store.pipe_file(place, data, mode="create")
+        except FileExistsError:
+            return False
     return True
 
 
@@ -166,6 +180,14 @@ def _of_url(url: str) -> pathlib.Path:
     return path
 
 
+def _stored(url: str) -> _Stored:
+    import fsspec
+
+    with reached(url):
+        store, place = fsspec.url_to_fs(url)
+        return _Stored(url, store.open(place, "rb", block_size=_BLOCK_BYTES))
+
+
 def _fault(url: str | os.PathLike, error: Exception) -> UserError:
     said = " ".join(str(error).split())
     return UserError(
@@ -174,10 +196,40 @@ def _fault(url: str | os.PathLike, error: Exception) -> UserError:
     )
 
 
+class _Stored(io.RawIOBase):
+    """A file of a store, whose errors are sentences."""
+
+    def __init__(self, url: str, file: BinaryIO):
+        self._url, self._file = url, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        with reached(self._url):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with reached(self._url):
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 class _Watched(io.RawIOBase):
     """A file that ends at its first error and keeps it in ``error``."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: _Stored):
         self._file = file
         self.error: Exception | None = None
 

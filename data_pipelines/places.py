@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipelines import order
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Damaged
 from data_pipelines.mixture import Mixture
 from data_pipelines.reader import RecordReader
 
@@ -39,19 +39,6 @@ def slot_start(mixture: Mixture, seed: int, place: "Place") -> int:
         crop_samples=mixture.crop_samples,
         hop_samples=mixture.hop_samples,
     )
-
-
-def locate_ordered(mixture: Mixture, position: int, passed: int = 0) -> "Place | None":
-    """What stands at a position of the single ordered pass; None after its end.
-
-    `passed`: as in `locate`.
-    """
-    for corpus, part in enumerate(mixture.parts):
-        if position < len(part.slots):
-            slot = (position + passed) % len(part.slots)
-            return Place(corpus, *part.slots.locate(slot), epoch=0)
-        position -= len(part.slots)
-    return None
 
 
 def places(
@@ -89,7 +76,7 @@ def places(
 def _name(reader: RecordReader, number: int) -> str:
     try:
         return reader.labels(number).id
-    except UserError:
+    except Damaged:
         return reader.place(number)
 
 

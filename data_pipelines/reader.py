@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import errno
 import itertools
 import os
 import resource
@@ -16,12 +17,13 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from data_pipelines import paths
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Damaged, UserError
 from data_pipelines.index import Index, read_index
 from data_pipelines.records import Record, decode, decode_flac, segment_edges, unpack
 
-# Shards of a corpus that a process keeps open. Each costs 50 kB and a file descriptor, and to open
-# one again costs a read; a process may read several corpora, so none takes more than a quarter.
+# Shards that the readers of a mixture keep open, all together. Each costs 50 kB and a file
+# descriptor, and to open one again costs a read; a process reads two mixtures, for training and for
+# validation, so neither takes more than a quarter.
 _FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 OPEN_SHARDS = 1024 if _FILES == resource.RLIM_INFINITY else min(1024, _FILES // 4)
 # No read-ahead and no thread pool: accesses are random, the loader has threads. The end of a shard,
@@ -29,6 +31,8 @@ OPEN_SHARDS = 1024 if _FILES == resource.RLIM_INFINITY else min(1024, _FILES // 
 # small buffer an entry is one read of about its own size, however small it is.
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:131072"
 _BUFFER = 8192
+# The library reports the system's message, not its number.
+_NO_DESCRIPTOR = os.strerror(errno.EMFILE)
 
 
 class Piece(NamedTuple):
@@ -49,13 +53,13 @@ class RecordReader:
 
     Args:
       source: a shard folder, or its index.
+      share: how many readers are used side by side; each keeps its part of ``OPEN_SHARDS`` open.
 
     Raises:
-      UserError: on a folder that ``read_index`` refuses, and on a URL; on reading, a missing or
-        damaged shard.
+      UserError: on a folder that ``read_index`` refuses, and on a URL; on reading, as ``entry``.
     """
 
-    def __init__(self, source: Index | str | os.PathLike):
+    def __init__(self, source: Index | str | os.PathLike, share: int = 1):
         index = source if isinstance(source, Index) else read_index(source)
         if paths.is_url(index.directory):
             raise UserError(
@@ -65,6 +69,7 @@ class RecordReader:
         self._paths = [str(index.directory / name) for name in index.shard_files]
         self._ends = np.cumsum(index.shard_records)
         self._sample_rate = index.sample_rate
+        self._most = max(1, OPEN_SHARDS // share)
         self._samples = index.samples
         # Entries before each record, of all shards; its segments are the difference to the next.
         self._entries = np.concatenate([np.zeros(1, np.int64), np.cumsum(index.segments)])
@@ -128,7 +133,8 @@ class RecordReader:
         """One entry of record i.
 
         Raises:
-          UserError: the shard is missing or damaged.
+          Damaged: the shard is missing or damaged.
+          UserError: this process may not open another file.
           IndexError: i is not in 0 … len - 1.
         """
         shard, first = self._locate(i)
@@ -136,7 +142,13 @@ class RecordReader:
         try:
             return self._open(shard).read([position])[0]
         except (RuntimeError, IndexError, ValueError) as error:
-            raise UserError(
+            # Nothing is wrong with the record: to replace it would depend on what else is open.
+            if _NO_DESCRIPTOR in str(error):
+                raise UserError(
+                    f"{self._paths[shard]} can't be opened ({_NO_DESCRIPTOR}): raise the limit "
+                    "that `ulimit -n` shows and run the same command again"
+                ) from error
+            raise Damaged(
                 f"{self.place(i)} can't be read ({_short(error)}): write the shards again or "
                 "restore them from a copy"
             ) from error
@@ -145,7 +157,7 @@ class RecordReader:
         """Decodes a piece from its entry into ``out``, float32[piece.count], contiguous.
 
         Raises:
-          UserError: the entry is damaged.
+          Damaged: the entry is damaged.
         """
         place = self.place(piece.record)
         flac = unpack(entry, place)["flac"]
@@ -180,7 +192,7 @@ class RecordReader:
         reader = ArrayRecordReader(self._paths[shard], _OPTIONS, file_reader_buffer_size=_BUFFER)
         with self._lock:
             self._readers[shard] = reader
-            if len(self._readers) > OPEN_SHARDS:
+            if len(self._readers) > self._most:
                 self._readers.popitem(last=False)
         return reader
 

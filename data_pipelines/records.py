@@ -24,7 +24,7 @@ import numpy as np
 import soundfile
 
 from data_pipelines import interrupts
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Damaged
 
 FORMAT = 1
 SPLITS = ("train", "validation", "test")
@@ -78,7 +78,7 @@ def decode_flac(flac: bytes, samples: int, first: int, out: np.ndarray, place: s
       place: named in errors.
 
     Raises:
-      UserError: ``flac`` can't be decoded or has another length.
+      Damaged: ``flac`` can't be decoded or has another length.
     """
     try:
         with interrupts.deferred(), _Flac(io.BytesIO(flac)) as file:
@@ -87,11 +87,9 @@ def decode_flac(flac: bytes, samples: int, first: int, out: np.ndarray, place: s
             # The header may announce more than there is.
             complete = file.frames == samples and len(file.read(out=out)) == len(out)
     except soundfile.LibsndfileError as error:
-        raise UserError(f"the audio of {place} can't be decoded: {error}") from error
+        raise Damaged(f"the audio of {place} can't be decoded: {error}") from error
     if not complete:
-        raise UserError(
-            f"the audio of {place} is not {samples} samples long: write the shards again"
-        )
+        raise Damaged(f"the audio of {place} is not {samples} samples long: write the shards again")
 
 
 def segment_edges(samples: int, segments: int, sample_rate: int) -> list[int]:
@@ -122,7 +120,7 @@ def decode(entries: Sequence[bytes], place: str = "a record") -> Record:
       place: named in errors, for instance the shard and position.
 
     Raises:
-      UserError: not a record, another format number, or damaged bytes.
+      Damaged: not a record, another format number, or damaged bytes.
     """
     body, *others = (unpack(entry, place) for entry in entries)
     start, end, symbols = body.pop("phones")
@@ -135,19 +133,19 @@ def unpack(data: bytes, place: str) -> dict:
     """The body of one entry, after checking format number and CRC-32; ``flac`` is its audio.
 
     Raises:
-      UserError: not an entry, another format number, or damaged bytes.
+      Damaged: not an entry, another format number, or damaged bytes.
     """
     if len(data) < _HEADER.size or data[:3] != _MAGIC:
-        raise UserError(f"{place} is not a record of this project: is this folder a shard folder?")
+        raise Damaged(f"{place} is not a record of this project: is this folder a shard folder?")
     _, number, checksum = _HEADER.unpack_from(data)
     if number != FORMAT:
-        raise UserError(
+        raise Damaged(
             f"{place} has record format {number} and this version reads format {FORMAT}: write the "
             "shards again, or use the version that wrote them"
         )
     packed = memoryview(data)[_HEADER.size :]
     if zlib.crc32(packed) != checksum:
-        raise UserError(
+        raise Damaged(
             f"{place} is damaged (its CRC-32 does not match): write the shards again or restore "
             "them from a copy"
         )
@@ -207,7 +205,7 @@ class Record:
         """The audio, float32[samples], in -1 … 1.
 
         Raises:
-          UserError: the FLAC bytes can't be decoded or have another length than ``samples``.
+          Damaged: the FLAC bytes can't be decoded or have another length than ``samples``.
           ValueError: there are none (``RecordReader.labels``).
         """
         if not self.flac:

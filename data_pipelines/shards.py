@@ -25,13 +25,12 @@ from data_pipelines import index as index_lib
 from data_pipelines import paths, splits, workers
 from data_pipelines.corpora import Corpus, Utterance
 from data_pipelines.errors import REJECT_REASONS, UserError
-from data_pipelines.files import PARTIAL, json_bytes, read_json, write_json
+from data_pipelines.files import PARTIAL, content_digest, json_bytes, read_json, write_json
 from data_pipelines.jobs import Job, read_sidecar, write_shard
 from data_pipelines.records import id_hash
 
 REQUEST = "request.json"
-# Small files of a store that are read at a time.
-_THREADS = 32
+_TEXTS = ("id", "speaker", "text", "language", "label", "domain", "licence")
 
 
 def write(
@@ -67,16 +66,17 @@ def write(
     out = paths.of(out)
     utterances = prepare(corpus)
     request = _request(corpus, utterances, sample_rate, records_per_shard)
-    _claim(out)
+    with paths.reached(out):
+        _claim(out)
     with _locked(out):
-        if _finished(out, request):
-            return False
-        for leftover in out.glob(f".*{PARTIAL}"):
-            leftover.unlink()
-        if not (out / REQUEST).exists():
-            _begin(out, request)
+        with paths.reached(out):
+            if _finished(out, request):
+                return False
+            _clean(out)
+            if not (out / REQUEST).exists():
+                _begin(out, request)
         jobs = _jobs(corpus, utterances, out, sample_rate, records_per_shard, request["digest"])
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+        with concurrent.futures.ThreadPoolExecutor(paths.THREADS) as threads:
             finished = list(threads.map(Job.finished, jobs))
         pending = [job for job, done in zip(jobs, finished, strict=True) if not done]
         if run:
@@ -84,7 +84,8 @@ def write(
         else:
             done = len(utterances) - sum(len(job.utterances) for job in pending)
             workers.run(write_shard, pending, worker_count, len(utterances), done, progress)
-        _finish(corpus, out, sample_rate, jobs, request)
+        with paths.reached(out):
+            _finish(corpus, out, sample_rate, jobs, request)
     return True
 
 
@@ -92,10 +93,14 @@ def prepare(corpus: Corpus) -> list[Utterance]:
     """The corpus's utterances in record order, each with its split and licence.
 
     Raises:
-      UserError: there are none, or two have the same id.
+      UserError: there are none, two have the same id, or a string is no text that can be written.
     """
     if not corpus.utterances:
         raise UserError(f"the corpus {corpus.name} holds no utterances: check its source folder")
+    _require_text(corpus.name, "corpus name")
+    for utterance in corpus.utterances:
+        for name in _TEXTS:
+            _require_text(getattr(utterance, name), name)
     given = zip(corpus.utterances, splits.assign(corpus.utterances), strict=True)
     keyed = [
         (
@@ -126,10 +131,9 @@ def fingerprint(ids: list[str], digests: list[str]) -> str:
     return total.hexdigest()
 
 
-def _request(
-    corpus: Corpus, utterances: list[Utterance], sample_rate: int, records_per_shard: int
-) -> dict:
-    """What identifies a write: two with the same request give the same shards."""
+def listing_digest(utterances: Sequence[Utterance]) -> str:
+    """SHA-256, in hex, of what is to be written and where it does not matter: of all fields of the
+    utterances, in their order, with the sizes of their files instead of the paths."""
     digest = hashlib.sha256()
     for utterance in utterances:
         fields = dict(vars(utterance))
@@ -137,7 +141,27 @@ def _request(
         for name in ("recording", "phones"):
             path = fields.pop(name)
             fields[name] = os.path.getsize(path) if path and os.path.exists(path) else None
+        # Younger than the others: without one, a listing keeps the digest that it had.
+        if not fields["alignment"]:
+            del fields["alignment"]
         digest.update(json.dumps(fields, sort_keys=True).encode("ascii"))
+    return digest.hexdigest()
+
+
+def _require_text(text: str, what: str) -> None:
+    """Raises UserError for what can't be written as UTF-8: names of files in another encoding."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the {what} {text!r} is not UTF-8: rename the file, or correct the text"
+        ) from error
+
+
+def _request(
+    corpus: Corpus, utterances: list[Utterance], sample_rate: int, records_per_shard: int
+) -> dict:
+    """What identifies a write: two with the same request give the same shards."""
     request = {
         "format": index_lib.FORMAT,
         "corpus": corpus.name,
@@ -147,12 +171,9 @@ def _request(
         "sample_rate": sample_rate,
         "records_per_shard": records_per_shard,
         "utterances": len(utterances),
-        "utterances_digest": digest.hexdigest(),
+        "utterances_digest": listing_digest(utterances),
     }
-    request["digest"] = hashlib.sha256(
-        json.dumps(request, sort_keys=True).encode("ascii")
-    ).hexdigest()
-    return request
+    return request | {"digest": content_digest(request)}
 
 
 def _claim(out: pathlib.Path) -> None:
@@ -190,6 +211,14 @@ def _locked(out: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _clean(out: pathlib.Path) -> None:
+    """Removes what an interrupted write left. Not from a store: there is no lock in one, so that it
+    may be another writer's, who is at work."""
+    if not paths.is_url(out):
+        for leftover in out.glob(f".*{PARTIAL}"):
+            leftover.unlink()
 
 
 def _begin(out: pathlib.Path, request: dict) -> None:
@@ -243,7 +272,7 @@ def _finish(
     corpus: Corpus, out: pathlib.Path, sample_rate: int, jobs: list[Job], request: dict
 ) -> None:
     """Merges the sidecars into ``records.parquet`` and ``index.json``."""
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+    with concurrent.futures.ThreadPoolExecutor(paths.THREADS) as threads:
         sidecars = list(threads.map(read_sidecar, jobs))
     rejects: dict[str, list] = {reason: [] for reason in REJECT_REASONS}
     for sidecar in sidecars:
@@ -251,9 +280,9 @@ def _finish(
             rejects[reason].append({"id": record_id, "detail": detail})
     full = [sidecar for sidecar in sidecars if len(sidecar["columns"])]
     if not full:
-        for job in jobs:
-            job.sidecar.unlink()
-        (out / REQUEST).unlink()
+        # In a store another writer may have come to the same.
+        for path in (*(job.sidecar for job in jobs), out / REQUEST):
+            path.unlink(missing_ok=True)
         first = next((f"{r['id']}: {r['detail']}" for v in rejects.values() for r in v), "")
         counts = ", ".join(f"{len(v)} {reason}" for reason, v in rejects.items() if v)
         raise UserError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import os
@@ -21,7 +22,7 @@ from data_pipelines.convert import to_record
 from data_pipelines.corpora import Corpus, Utterance
 from data_pipelines.corpora.tfds import FILE_FORMAT, library
 from data_pipelines.errors import Rejected, UserError
-from data_pipelines.files import FULL_MESSAGES, content_digest
+from data_pipelines.files import FULL_MESSAGES, content_digest, full_disk_error
 from data_pipelines.records import SPLITS
 
 tfds = library()
@@ -57,7 +58,7 @@ def build(corpus: Corpus, data_dir: str | os.PathLike, *, sample_rate: int) -> t
         file_format=FILE_FORMAT,
     )
     if builder.is_prepared():
-        if builder.info.metadata["listing"] != builder.builder_config.listing():
+        if builder.info.metadata["listing"] != builder.builder_config.listing:
             raise UserError(
                 f"{builder.data_dir} holds another listing of {corpus.name}: name another --out or "
                 "remove it"
@@ -69,10 +70,7 @@ def build(corpus: Corpus, data_dir: str | os.PathLike, *, sample_rate: int) -> t
             builder.download_and_prepare()
     except (OSError, RuntimeError) as error:
         if any(words in str(error) for words in FULL_MESSAGES):
-            raise UserError(
-                f"no space left on the device while writing {builder.data_dir}: free some and run "
-                "the same command again"
-            ) from error
+            raise full_disk_error(builder.data_dir) from error
         raise
     return str(builder.data_dir), True
 
@@ -84,10 +82,11 @@ class CorpusConfig(tfds.core.BuilderConfig):
     corpus: Corpus | None = None
     sample_rate: int = 16000
 
+    @functools.cached_property
     def listing(self) -> str:
         """A digest of the request, independent of where the corpus lies."""
-        keys = [(u.id, u.split, u.speaker, u.text, u.start, u.end) for u in self.corpus.utterances]
-        return content_digest({"rate": self.sample_rate, "utterances": sorted(keys, key=str)})
+        utterances = shards.listing_digest(shards.prepare(self.corpus))
+        return content_digest({"rate": self.sample_rate, "utterances": utterances})
 
 
 class Uniwav(tfds.core.GeneratorBasedBuilder):
@@ -118,7 +117,7 @@ class Uniwav(tfds.core.GeneratorBasedBuilder):
             homepage=corpus.source,
             citation=corpus.attribution,
             license=corpus.licence,
-            metadata=tfds.core.MetadataDict(listing=self.builder_config.listing(), rejects={}),
+            metadata=tfds.core.MetadataDict(listing=self.builder_config.listing, rejects={}),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Damaged, UserError
 from data_pipelines.files import file_digest
 from data_pipelines.index import COLUMNS, Index, read_index
 from data_pipelines.jobs import payload_digest
@@ -29,6 +29,9 @@ def faults(directory: str | os.PathLike, worker_count: int = 1) -> Iterator[str]
     Args:
       directory: the shard folder.
       worker_count: threads (decoding and hashing run outside Python's lock).
+
+    Raises:
+      UserError: no more files may be opened.
     """
     try:
         index = read_index(directory)
@@ -77,7 +80,7 @@ def _shard(
             break
         try:
             found += _record(index, reader, columns, i)
-        except UserError as error:
+        except Damaged as error:
             found.append(str(error))
     return found
 

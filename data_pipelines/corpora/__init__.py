@@ -96,6 +96,7 @@ class Utterance:
       recording: the file's path or URL (or what else the corpus's ``load`` understands).
       start, end: the part of the recording in seconds, ``None`` for its beginning or end.
       phones: path of an alignment file (or what else the corpus's ``load`` understands).
+      alignment: the phones themselves, as text that the corpus's ``load`` understands.
       split: train, validation or test; empty lets the writer choose (``splits.assign``).
       licence: SPDX name if it differs from the corpus's.
     """
@@ -112,6 +113,7 @@ class Utterance:
     split: str = ""
     domain: str = ""
     licence: str = ""
+    alignment: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,8 @@
 one that ``save_to_disk`` wrote.
 
 An utterance's id is its split and row. The splits train, validation (or dev, valid) and test, also
-with more behind (test.clean), are ours too. Audio is decoded here, so that torchcodec is not
+with more behind (test.clean), are ours too; where none is for validation, the writer holds out a
+part of the training data. Audio is decoded here, so that torchcodec is not
 needed; but the package reads folders of audio files only with it: ``write folder`` does without.
 """
 
@@ -14,7 +15,7 @@ import io
 import pathlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from data_pipelines import interrupts
 from data_pipelines.corpora import Audio, Corpus, Utterance, load_recording, manifests, read_audio
@@ -62,12 +63,13 @@ def corpus(
         for part, rows in parts.items():
             parts[part] = _selected(rows, audio_column, columns, f"{source}, {part}")
         keep = pathlib.Path(streaming) if streaming else None
+        splits = _our_splits(parts)
         utterances = manifests.unique(
             source,
             (
                 (f"{source}, {utterance.id}", utterance)
                 for part, rows in parts.items()
-                for utterance in _utterances(part, rows, audio_column, columns, keep)
+                for utterance in _utterances(part, rows, splits[part], audio_column, columns, keep)
             ),
         )
     load = load_recording if streaming else functools.partial(_load, parts, audio_column)
@@ -106,7 +108,11 @@ def _open(source: str, config: str | None, split: str | None, streaming: bool) -
         datasets.disable_progress_bars()
     root = pathlib.Path(source)
     if (root / "dataset_dict.json").is_file() or (root / "state.json").is_file():
+        if config:
+            raise UserError(f"--config {config}: save_to_disk wrote only one into {source}")
         found = datasets.load_from_disk(source)
+        if not isinstance(found, dict):
+            found = {str(found.split or "all"): found}
     else:
         found = datasets.load_dataset(source, config, split=split, streaming=streaming)
     if not isinstance(found, dict):
@@ -130,8 +136,21 @@ def _selected(rows, audio_column: str, columns: dict[str, str], place: str):
     return rows.select_columns(wanted).cast_column(audio_column, datasets.Audio(decode=False))
 
 
+def _our_splits(parts: Iterable[str]) -> dict[str, str]:
+    """Our split of each part; "" lets the writer choose."""
+    splits = {part: _SPLITS.get(re.split("[^a-z]", part)[0], "") for part in parts}
+    if "validation" not in splits.values():
+        splits = {part: "" if ours == "train" else ours for part, ours in splits.items()}
+    return splits
+
+
 def _utterances(
-    part: str, rows, audio_column: str, columns: dict[str, str], keep: pathlib.Path | None
+    part: str,
+    rows,
+    split: str,
+    audio_column: str,
+    columns: dict[str, str],
+    keep: pathlib.Path | None,
 ) -> Iterator[Utterance]:
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
@@ -145,7 +164,6 @@ def _utterances(
             recording = str(keep / name.replace("/", "-"))
             with atomic_write(recording) as temporary:
                 temporary.write_bytes(_encoded(row[audio_column]))
-        split = _SPLITS.get(re.split("[^a-z]", part)[0], "")
         yield Utterance(id=name, recording=recording, split=split, **fields)
 
 

@@ -47,7 +47,7 @@ def load(utterance: Utterance) -> Audio:
     samples, rate = read_audio(file, utterance.start, utterance.end)
     if channel >= samples.shape[1]:
         raise Rejected("undecodable", f"{path} has no channel {channel}")
-    phones = json.loads(utterance.phones or "[]")
+    phones = json.loads(utterance.alignment or "[]")
     return Audio(samples[:, channel : channel + 1], rate, [tuple(phone) for phone in phones])
 
 
@@ -99,7 +99,7 @@ def _utterance(cut: dict, folder: pathlib.Path, audio: dict[str, str], place: st
         end=start + duration,
         speaker=common("speaker"),
         text=" ".join(filter(None, texts)),
-        phones=json.dumps(phones) if phones else "",
+        alignment=json.dumps(phones) if phones else "",
         language=common("language"),
     )
 

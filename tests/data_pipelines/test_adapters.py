@@ -1,5 +1,6 @@
 """One corpus through the adapters of every layout."""
 
+import gzip
 import hashlib
 import json
 import pathlib
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import commands, convert
+from data_pipelines import commands, convert, shards
 from data_pipelines.errors import UserError
 from data_pipelines.index import read_index
 from data_pipelines.reader import RecordReader
@@ -124,6 +125,19 @@ def test_lhotse_reads_the_same_of_a_kaldi_directory(made, monkeypatch):
         np.testing.assert_allclose(times, theirs[name][2:], atol=1e-6)
 
 
+def test_changed_phones_of_lhotse_are_another_corpus(copied, tmp_path):
+    moved = copied("lhotse")
+    (path,) = moved.manifests
+    assert shards.write(listed(moved), tmp_path / "out", sample_rate=layouts.RATE)
+    assert not shards.write(listed(moved), tmp_path / "out", sample_rate=layouts.RATE)
+    text = gzip.decompress(path.read_bytes()).decode()
+    changed = text.replace("ʁ", "x").replace(r"\u0281", "x")
+    assert changed != text
+    path.write_bytes(gzip.compress(changed.encode()))
+    with pytest.raises(UserError, match="another request .different: utterances_digest"):
+        shards.write(listed(moved), tmp_path / "out", sample_rate=layouts.RATE)
+
+
 def test_lhotse_takes_the_cuts_channel(made, tmp_path):
     stereo = np.stack([u.pcm[:4000] for u in layouts.said()[:2]], axis=1)
     soundfile.write(tmp_path / "a.wav", stereo, layouts.RATE)
@@ -176,8 +190,26 @@ def test_hugging_face_options(made, tmp_path):
         listed(saved, split="dev")
     with pytest.raises(UserError, match="dev"):
         listed(parquet, split="dev")
+    with pytest.raises(UserError, match="--config clean: save_to_disk wrote only one"):
+        listed(saved, config="clean")
     with pytest.raises(UserError, match=r"by the package datasets \(ArrowNotImpl"):
         listed(parquet, audio_column="speaker_id", speaker_column="")
+
+
+def test_a_hugging_face_set_of_one_split(made, tmp_path):
+    import datasets
+
+    rows = datasets.load_from_disk(made("saved").options["source"])["train"]
+    # Rows that were a part of more have lost the name of their split.
+    one = datasets.Dataset(rows.data, split=datasets.Split.TRAIN)
+    one.cast(rows.features).save_to_disk(tmp_path / "one")
+    for asked in ("validation", "train[:10%]"):
+        with pytest.raises(UserError, match=r"has no split '.*': it has train"):
+            adapter("hf")(str(tmp_path / "one"), split=asked)
+    for asked in (None, "train"):
+        corpus = adapter("hf")(str(tmp_path / "one"), split=asked)
+        # The writer chooses, so that there is something to validate on.
+        assert {u.split for u in shards.prepare(corpus)} == {"train", "validation"}
 
 
 def test_without_the_package_one_sentence_says_what_to_install(monkeypatch):

@@ -1,9 +1,11 @@
 """Bad input gets one sentence and loses nothing."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -67,8 +69,7 @@ def test_bad_files_are_counted_by_reason_and_the_rest_is_written(tmp_path, worke
     write(source, tmp_path / "out", worker_count=workers, records_per_shard=5)
     index = read_index(tmp_path / "out")
     found = {
-        reason: {item["id"] for item in items}
-        for reason, items in index.summary["rejects"].items()
+        reason: {item["id"] for item in items} for reason, items in index.summary["rejects"].items()
     }
     assert found == {
         "undecodable": {"text.wav", "empty.flac", "truncated.flac"},
@@ -118,6 +119,20 @@ def test_manifest_faults(tmp_path, text, said):
     with pytest.raises(UserError) as error:
         folder.corpus(str(source), manifest=str(tmp_path / "m.csv"))
     assert said in str(error.value) and "m.csv" in str(error.value)
+
+
+def test_names_that_are_not_utf8_are_one_sentence(tmp_path, capsys):
+    write_good(tmp_path / "in")
+    (tmp_path / "in" / "good0.wav").rename(os.fsdecode(bytes(tmp_path / "in") + b"/gr\xfc\xdf.wav"))
+    form = tarfile.GNU_FORMAT  # the others say which encoding it is
+    with tarfile.open(tmp_path / "latin.tar", "w", encoding="latin-1", format=form) as tar:
+        tar.add(tmp_path / "in" / "good1.wav", "grüß.wav")
+    command = ["--out", str(tmp_path / "out"), "--workers", "1"]
+    for corpus, source in (("folder", "in"), ("webdataset", "latin.tar")):
+        assert cli.main(["write", corpus, "--source", str(tmp_path / source), *command]) == 2
+        error = capsys.readouterr().err
+        assert one_sentence(error) and r"gr\udcfc\udcdf" in error and "is not UTF-8" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_manifest_that_is_absent_or_not_text(tmp_path):
@@ -182,9 +197,7 @@ def test_verify_names_what_disagrees(tmp_path):
     assert any("fingerprint" in fault for fault in verify.faults(out))
     edit_index(out, fingerprint=index.fingerprint)
     table = parquet.read_table(out / "records.parquet")
-    changed = table.set_column(
-        table.schema.get_field_index("text"), "text", [["x", "", ""]]
-    )
+    changed = table.set_column(table.schema.get_field_index("text"), "text", [["x", "", ""]])
     parquet.write_table(changed, out / "records.parquet")
     (found,) = verify.faults(out)
     assert "its checksum is not the one in index.json" in found

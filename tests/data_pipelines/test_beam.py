@@ -12,7 +12,8 @@ import pytest
 import soundfile
 
 from data_pipelines import __main__ as cli
-from data_pipelines import verify
+from data_pipelines import beam, paths, shards, verify
+from data_pipelines.corpora import folder
 
 needs_beam = pytest.mark.skipif(
     importlib.util.find_spec("apache_beam") is None, reason="pip install -e '.[beam]' to run this"
@@ -86,6 +87,62 @@ def test_a_killed_write_goes_on(source, tmp_path):
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
     assert cli.main(command(source, tmp_path / "local", "--workers", 1)) == 0
     assert same(tmp_path / "local", out)
+
+
+@needs_beam
+@pytest.mark.parametrize("mode", ["in_memory", "multi_processing"])
+def test_a_mistake_found_in_a_worker_is_one_sentence(source, tmp_path, mode):
+    (source / "0.TextGrid").write_text("nonsense")
+    lines = "\n".join(f"speaker{i % 5}/{i}.wav," for i in range(1, 59))
+    (source / "m.csv").write_text(f"path,phones\nspeaker0/0.wav,0.TextGrid\n{lines}\n")
+    out, options = tmp_path / "out", ["--", "--direct_running_mode", mode]
+    first = command(source, out, "--manifest", source / "m.csv", "--runner", "DirectRunner")
+    result = subprocess.run(
+        [sys.executable, "-m", "data_pipelines", *first, *options, "--direct_num_workers", "2"],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith(f"error: the alignment {source}/0.TextGrid")
+    # The other shards are kept, and of what the pipeline took nothing.
+    assert len(list(out.glob("shard-*.json"))) == 8 and not list(out.glob(".*"))
+
+
+@needs_beam
+@pytest.mark.parametrize("mode", ["in_memory", "multi_processing"])
+def test_a_pipeline_that_fails_ends_in_one_sentence(source, tmp_path, mode):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text(
+        "from data_pipelines import beam\n"
+        "def write_shard(*arguments):\n    raise ArithmeticError('it does\\nnot add up')\n"
+        "beam.write_shard = write_shard\n"
+    )
+    words = command(source, tmp_path / "out", "--runner", "DirectRunner")
+    result = subprocess.run(
+        [sys.executable, "-m", "data_pipelines", *words, "--", "--direct_running_mode", mode],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(broken), *sys.path])},
+    )
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode == 2 and last.startswith("error: the pipeline failed (")
+    assert last.endswith("look at what its runner logged, and run the same command again")
+
+
+def test_another_writers_jobs_are_left_alone(source, tmp_path, monkeypatch):
+    """Of two writers to a store, which has no lock, the second must not take the first's jobs."""
+    out, corpus = tmp_path / "out", folder.corpus(str(source), name="c")
+    out.mkdir()
+    (job,) = shards._jobs(corpus, shards.prepare(corpus), out, 16_000, 100, "d")
+    mine, others = beam._save_job(job), beam._save_job(job)
+    assert mine != others
+    monkeypatch.setattr(paths, "is_url", lambda path: str(path) == str(out))
+    shards._clean(out)
+    assert mine.exists() and others.exists()
+    monkeypatch.undo()
+    shards._clean(out)
+    assert not list(out.iterdir())
 
 
 @needs_beam

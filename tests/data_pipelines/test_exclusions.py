@@ -63,3 +63,9 @@ def test_a_list_that_is_none(tmp_path, content):
     for path in (tmp_path / "list.txt", tmp_path / "missing.txt", tmp_path):
         with pytest.raises(UserError, match="the list of exclusions .*: (name|write) "):
             read_exclusions(path)
+
+
+def test_a_speaker_without_a_name_is_not_everybody_unknown(tmp_path):
+    (tmp_path / "list.txt").write_text("noise/1\n\nspeaker: \n")
+    with pytest.raises(UserError, match="list.txt, line 3 names no speaker"):
+        read_exclusions(tmp_path / "list.txt")

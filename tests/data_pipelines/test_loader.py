@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import itertools
+import os
+import resource
+import shutil
 import time
 
 import numpy as np
@@ -15,7 +18,7 @@ from data_pipelines.exclusions import Exclusions
 from data_pipelines.index import read_index
 from data_pipelines.loader import batches
 from data_pipelines.mixture import padded_fraction, parse_spec
-from data_pipelines.places import damaged, locate, locate_ordered, places, slot_start
+from data_pipelines.places import damaged, locate, places, slot_start
 from data_pipelines.reader import RecordReader
 from data_pipelines.rows import build_rows
 from data_pipelines.shards import write
@@ -200,29 +203,6 @@ def test_a_mixture_follows_its_weights_and_each_corpus_its_own_order(both, shard
         )
 
 
-def test_ordered_reads_every_slot_once_and_fills_the_last_batch(both):
-    mixture = opened(both, split="validation")
-    got = take(mixture, 10**6, ordered=True, batch_size=7)
-    assert len(got) == -(-mixture.slots // 7)
-    real = np.concatenate([b["samples"] for b in got]) > 0
-    assert real.sum() == mixture.slots and real[: mixture.slots].all()
-    keys = [
-        (int(c), *i.tolist(), int(s))
-        for b in got
-        for c, i, s, n in zip(b["corpus"], b["id"], b["slot"], b["samples"], strict=True)
-        if n
-    ]
-    expected = [
-        (part.code, *part.rows.id[row].tolist(), j)
-        for part in mixture.parts
-        for row, j, _ in map(part.slots.locate, range(len(part.slots)))
-    ]
-    assert keys == expected
-    assert not got[-1]["waveform"][got[-1]["samples"] == 0].any()
-    assert all((b["epoch"] == 0).all() for b in got)
-    assert_same(take(mixture, 10**6, ordered=True, batch_size=7, seed=99, workers=2), got)
-
-
 def test_splits_share_nothing_and_excluded_speakers_are_absent(shards):
     index = read_index(shards)
     taken = {
@@ -249,17 +229,21 @@ def test_fingerprints_tell_what_differs(shards, both, more_shards):
     assert len({m.fingerprint for m in [base, *others]}) == 7
     reweighted = opened(both.replace("0.7", "0.9"))
     assert reweighted.fingerprint != opened(both).fingerprint
-    assert reweighted.set_fingerprint == opened(both).set_fingerprint
 
 
-def test_padding_and_hours_are_those_of_the_batches(both, shards):
+def test_padding_and_hours_are_those_of_the_batches(both, shards, more_shards):
     for mixture, tolerance in [(opened(shards, crop_samples=2000), 1e-12), (opened(both), 0.02)]:
         got = take(mixture, mixture.slots, batch_size=1)
         valid = np.array([b["samples"][0] for b in got])
         expected = 1 - valid.mean() / mixture.crop_samples
         assert abs(padded_fraction(mixture) - expected) <= tolerance
     mixture = opened(both)
-    valid = sum(int(b["samples"].sum()) for b in take(mixture, 10**6, ordered=True))
+    # An epoch of each corpus alone.
+    valid = sum(
+        int(batch["samples"].sum())
+        for alone in map(opened, (shards, more_shards))
+        for batch in take(alone, alone.slots, batch_size=1)
+    )
     assert mixture.epoch_hours == pytest.approx(valid / RATE / 3600, rel=1e-12)
     assert mixture.licences == ("CC0-1.0",) and mixture.corpora == ("noise", "more")
 
@@ -274,6 +258,9 @@ def test_wrong_requests_are_refused_in_a_sentence(shards, both, tmp_path):
     for spec in (f"{shards}:0.5,{shards}", f"{shards}:-1", f"{shards}:nan", ",", ""):
         with pytest.raises(UserError):
             parse_spec(spec)
+    shutil.copytree(shards, tmp_path / "copy")
+    with pytest.raises(UserError, match="shards and .*copy both hold a corpus named noise: .*name"):
+        opened(f"{shards}:1,{tmp_path / 'copy'}:1")
     assert [(str(d), w) for d, w in parse_spec("a:1,b/c:3")] == [("a", 0.25), ("b/c", 0.75)]
     assert [str(d) for d, _ in parse_spec("./a:b")] == ["a:b"]
     mixture = opened(shards)
@@ -294,9 +281,7 @@ def flip(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize(
-    "options", [{"threads": 0}, {"threads": 2}, {"workers": 2}, {"ordered": True}]
-)
+@pytest.mark.parametrize("options", [{"threads": 0}, {"threads": 2}, {"workers": 2}])
 def test_what_is_damaged_is_replaced_by_what_follows_in_its_epoch(tmp_path, options):
     out = write_noise(tmp_path / "shards", "broken", 40)
     mixture = opened(out)
@@ -304,18 +289,13 @@ def test_what_is_damaged_is_replaced_by_what_follows_in_its_epoch(tmp_path, opti
     flip(sorted(out.glob("*.array_record"))[0])
     got, again = (take(mixture, 12, **options) for _ in range(2))
     (part,) = mixture.parts
-    replaced, seed = 0, 0 if options.get("ordered") else 3
+    replaced, seed = 0, 3
     for step, (before, after, same) in enumerate(zip(clean, got, again, strict=True)):
         for name in after:
             np.testing.assert_array_equal(after[name], same[name])
         for row, passed in enumerate(after["replaced"].tolist()):
             position = step * BATCH + row
-            if options.get("ordered"):
-                place = locate_ordered(mixture, position, passed)
-            else:
-                place = locate(mixture, seed, position, passed)
-            if place is None:
-                continue
+            place = locate(mixture, seed, position, passed)
             replaced += passed > 0
             if not passed:
                 for name in before:
@@ -327,11 +307,10 @@ def test_what_is_damaged_is_replaced_by_what_follows_in_its_epoch(tmp_path, opti
             start = slot_start(mixture, seed, place)
             wave = read_crop(part.reader, part.rows.clips(place.row), start, CROP)
             np.testing.assert_array_equal(after["waveform"][row, : len(wave)], wave)
-            if not options.get("ordered"):
-                (where,) = damaged(mixture, seed, [position], np.array([passed]))
-                assert "shard-00000-of-00003.array_record, record 15" in where
-                (named,) = places(mixture, seed, [position])
-                assert f"{out}/shard-00000-of-00003.array_record, record 15" in named["records"]
+            (where,) = damaged(mixture, seed, [position], np.array([passed]))
+            assert "shard-00000-of-00003.array_record, record 15" in where
+            (named,) = places(mixture, seed, [position])
+            assert f"{out}/shard-00000-of-00003.array_record, record 15" in named["records"]
     assert replaced > 0
 
 
@@ -344,6 +323,35 @@ def test_storage_that_is_gone_is_said(tmp_path, workers):
     words = r"shard-0000\d-of-00002.array_record, record \d+ can't be read .* \(16 slots in a row"
     with pytest.raises(UserError, match=words):
         take(mixture, 2, workers=workers)
+
+
+def test_readers_share_what_may_be_open(both, monkeypatch):
+    monkeypatch.setattr("data_pipelines.reader.OPEN_SHARDS", 4)
+    mixture = opened(both)
+
+    def held():
+        links = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
+        return sum(os.path.realpath(link).endswith(".array_record") for link in links)
+
+    before = held()
+    # Of eight shards; every record of both is read.
+    for part in mixture.parts:
+        for number in range(len(part.reader)):
+            part.reader.payload(number)
+    assert held() - before == 4
+
+
+def test_a_lack_of_descriptors_is_no_damage(shards):
+    """What happens to be open must not decide what is trained on."""
+    mixture = opened(shards)
+    most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with batches(mixture, batch_size=BATCH, seed=0) as loaded:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+            with pytest.raises(UserError, match=r"shard-.* can't be opened .*`ulimit -n`"):
+                next(loaded)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def test_real_speech_is_hardly_padded_at_short_crops(speech_folder, tmp_path):

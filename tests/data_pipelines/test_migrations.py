@@ -1,15 +1,17 @@
 """Folders of the shard format before, from the files that it left behind."""
 
+import json
 import pathlib
 import shutil
 
 import pytest
 
 from data_pipelines import __main__ as cli
-from data_pipelines import verify
+from data_pipelines import shards, verify
 from data_pipelines.errors import UserError
 from data_pipelines.index import read_index, read_summary
 from data_pipelines.migrations import migrate
+from tests.legacy import make
 
 OLD = pathlib.Path(__file__).parents[1] / "legacy" / "format-1" / "shards"
 
@@ -37,9 +39,24 @@ def test_an_old_folder_is_refused_by_name_and_migrated_without_touching_audio(ol
 
 def test_an_interrupted_migration_is_finished(old):
     migrate(old)
-    shutil.copy(OLD / "index.json", old)  # the columns come first
+    after = (old / "index.json").read_bytes()
+    shutil.copy(OLD / "index.json", old)  # it comes last
     assert migrate(old)
-    assert list(verify.faults(old)) == []
+    assert list(verify.faults(old)) == [] and (old / "index.json").read_bytes() == after
+
+
+def test_what_was_written_and_migrated_is_not_refused_as_another(old):
+    """By the same command; the corpus is the one that tests/legacy/make.py wrote then."""
+    options = dict(sample_rate=make.RATE, records_per_shard=12)
+    with pytest.raises(UserError, match="different: format"):
+        shards.write(make.corpus(), old, **options)
+    migrate(old)
+    assert not shards.write(make.corpus(), old, **options)
+    request = json.loads((old / "request.json").read_text())
+    assert read_summary(old)["request"] == request["digest"]
+    (old / "request.json").unlink()
+    shutil.copy(OLD / "index.json", old)
+    assert migrate(old)  # without the writer's note as well
 
 
 def test_damage_is_not_migrated(old):

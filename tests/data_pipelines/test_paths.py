@@ -283,6 +283,52 @@ def test_a_store_that_may_not_be_written(tmp_path, capsys):
     )
 
 
+class Failing(MemoryFileSystem):
+    """Answers ``left`` times, then fails with an error of its own kind."""
+
+    protocol = "failing"
+    store, pseudo_dirs, left = {}, [""], 10**9
+
+    def _count(self):
+        Failing.left -= 1
+        if Failing.left < 0:
+            raise StoreError("503\nbackend")
+
+    def info(self, *arguments, **options):
+        self._count()
+        return super().info(*arguments, **options)
+
+    def ls(self, *arguments, **options):
+        self._count()
+        return super().ls(*arguments, **options)
+
+    def _open(self, *arguments, **options):
+        self._count()
+        return super()._open(*arguments, **options)
+
+
+class StoreError(Exception):
+    pass
+
+
+def test_a_store_that_fails_anywhere_is_one_sentence(tmp_path, capsys):
+    """At every request of a write, and of a look at what it wrote."""
+    fsspec.register_implementation("failing", Failing, clobber=True)
+    put(write_audio(tmp_path / "in", 3), "failing://in")
+    for number in range(200):
+        paths._of_url.cache_clear()
+        Failing.left = number
+        out = f"failing://out{number}"
+        command = ["write", "folder", "--source", "failing://in", "--out", out, "--workers", "1"]
+        status = cli.main(command) or cli.main(["inspect", out])
+        if status == 0:
+            break
+        error = capsys.readouterr().err
+        assert status == 2 and error.count("\n") == 1 and "(StoreError: 503 backend)" in error
+    assert 15 < number < 200
+    Failing.left = 10**9
+
+
 def test_folders_of_a_store_that_are_not_there(store):
     with pytest.raises(UserError, match=f"--source {store}/in is not a folder"):
         folder.corpus(f"{store}/in")

@@ -4,6 +4,7 @@ TFDS's own LibriSpeech and LJ Speech are built by its own code, unchanged, out o
 that lie where its downloads would.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -191,6 +192,11 @@ def test_builder_counts_rejects_and_reads_any_corpus(tmp_path, capsys, tfds):
         data_dir=tmp_path / "data",
         file_format="array_record",
     )
+    listing = builder.builder_config.listing
+    for field in ("language", "label", "licence", "domain", "alignment"):
+        others = [dataclasses.replace(u, **{field: "other"}) for u in corpus.utterances]
+        other = dataclasses.replace(corpus, utterances=others)
+        assert CorpusConfig(name="in", corpus=other).listing != listing, field
     builder.download_and_prepare()
     assert list(builder.info.metadata["rejects"]) == ["bad.wav"]
     assert sum(split.num_examples for split in builder.info.splits.values()) == 3

@@ -8,6 +8,7 @@ from data_pipelines.records import SILENCE, SPLITS, Phones, Record
 from uniwav_jax.errors import UserError
 from uniwav_jax.tasks import labelled
 from uniwav_jax.tasks.labelled import Catalogue, LeftOut
+from uniwav_jax.training import data
 
 HOP, RATE = 320, 16_000
 
@@ -271,6 +272,25 @@ def test_read_catalogue(small_shards, config):
     name = catalogue.speaker[0]
     less = labelled.read_catalogue(str(small_shards), config, [name])
     np.testing.assert_array_equal(less.excluded, catalogue.speaker == name)
+
+
+def test_what_the_run_left_out_is_left_out_of_probes(small_shards, config, tmp_path):
+    everything = labelled.read_catalogue(str(small_shards), config)
+    names, counts = np.unique(everything.speaker.astype(str), return_counts=True)
+    speaker, other = names[np.argsort(-counts)[:2]]
+    one = everything.id[everything.speaker == other][0]
+    (tmp_path / "list.txt").write_text(f"speaker:{speaker}\n{one}\nelsewhere/7\n")
+    with config.unlocked():
+        config.data.exclude = str(tmp_path / "list.txt")
+    found = labelled.read_catalogue(str(small_shards), config)
+    expected = (found.speaker == speaker) | (found.id == one)
+    np.testing.assert_array_equal(found.excluded, expected)
+    # A speaker of whom one recording is withdrawn is none that the probes have never heard.
+    assert found.left_out_speakers == {speaker}
+    # Nor does the validation set have to hold all that the training data did.
+    with config.unlocked():
+        config.data.update(shards=str(small_shards), crop_frames=32)
+    assert data.open_validation(config).excluded == ((one,), (speaker,))
 
 
 def test_read_catalogue_refuses(small_shards, config):

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 from data_pipelines.loader import batches
@@ -11,6 +12,7 @@ from uniwav_jax.tasks.replay import replay
 from uniwav_jax.training import data
 from uniwav_jax.training.record import read_run
 from uniwav_jax.training.telemetry import read_rows
+from uniwav_jax.training.watch import LEAST
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,39 @@ def test_the_run_goes_on_and_says_what_it_replaced(damaged, run):
     rows = read_rows(folder / "metrics.jsonl")
     assert [row["replaced"] for row in rows if row["kind"] == "train"] == lost
     named = [line for line in said.splitlines() if "another example is taken" in line]
-    assert len(named) == sum(lost) and all(f"{shards}/shard-0000" in line for line in named)
+    assert all(f"{shards}/shard-0000" in line for line in named)
+    assert sum(line.startswith("step ") for line in named) == sum(lost)
+    config = read_run(folder)["config"]
+    mixture = data.open_split(config, str(shards), "train")
+    assert mixture.slots <= config.features.statistics_positions
+    with batches(mixture, batch_size=1, seed=0, stop_step=mixture.slots) as loaded:
+        measured = sum(int(batch["replaced"].sum()) for batch in loaded)
+    assert sum(line.startswith("feature statistics: ") for line in named) == measured > 0
+
+
+def test_an_event_names_what_was_trained_on(damaged, small_run, tmp_path):
+    shards, config = damaged[0], read_run(small_run)["config"]
+    mixture = data.open_split(config, str(shards), "train")
+    rows = mixture.parts[0].rows
+    with batches(mixture, batch_size=8, seed=config.seed) as loaded:
+        for step, batch in enumerate(loaded, 1):
+            # Before, nothing is known of what is usual.
+            if step > LEAST and batch["replaced"].any():
+                break
+    runs.train(
+        *(shards, tmp_path / "run"),
+        training__steps=step,
+        telemetry__spike_score=-1e9,
+        telemetry__validate_every=100,
+        data__damaged_fraction=1.0,
+    )
+    found = read_rows(tmp_path / "run" / "metrics.jsonl")
+    event = [row for row in found if row["kind"] == "event"][-1]
+    assert event["step"] == step
+    reader = mixture.parts[0].reader
+    for identity, example in zip(batch["id"], event["examples"], strict=True):
+        (row,) = np.flatnonzero((rows.id == identity).all(1))
+        assert example["records"] == [reader.labels(int(n)).id for n in rows.clips(row)]
 
 
 @pytest.mark.slow

@@ -54,11 +54,23 @@ def test_what_is_left_out_is_not_counted(run):
     config = read_run(run)["config"]
     mixture = data.open_split(config, config.data.shards, "train")
     skip = [(10, 25), (31, 32)]
-    found = data.progress(mixture, 30, skip)
-    positions = [p for step in range(1, 4) for p in data.drawn(step, 10, 0, skip)]
-    counts = collections.Counter(place["corpus"] for place in places(mixture, 0, positions))
-    for part in mixture.parts:
-        assert found[f"{part.name}/epochs"] == pytest.approx(counts[part.name] / len(part.slots))
+    for first in (1, 2, 3):  # later than 1: a run that began at another's step
+        found = data.progress(mixture, 10 * (first - 1), 30, skip)
+        positions = [p for step in range(first, 4) for p in data.drawn(step, 10, 0, skip)]
+        counts = collections.Counter(place["corpus"] for place in places(mixture, 0, positions))
+        for part in mixture.parts:
+            epochs = counts[part.name] / len(part.slots)
+            assert found[f"{part.name}/epochs"] == pytest.approx(epochs)
+
+
+def test_a_branch_counts_what_it_has_drawn_itself(run, small_shards, tmp_path):
+    runs.train(
+        *(small_shards, tmp_path / "run", "--branch-from", f"{run}@3", "--steps-this-run", 1),
+    )
+    (row,) = rows(tmp_path / "run", "corpora")
+    config = read_run(tmp_path / "run")["config"]
+    slots = data.open_split(config, str(small_shards), "train").slots
+    assert row["synthetic/epochs"] == pytest.approx(8 / slots)
 
 
 @pytest.mark.slow

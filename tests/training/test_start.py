@@ -55,7 +55,7 @@ def begin(request: start.Start, fields: list[str]) -> tuple:
     """(state's arrays, fresh ones, statistics, sentences) with which a run would begin."""
     config, said = configs.load_config(TINY, fields), []
     prepared = program.build(config)
-    origin = start.origin_of(request, prepared, said.append)
+    origin = start.origin_of(request, config, prepared, said.append)
     begun, statistics = start.load(origin, config, prepared, said.append)
     return arrays(begun), arrays(prepared.fresh_state()), statistics, said
 
@@ -202,7 +202,8 @@ def test_reset_statistics_are_those_of_the_new_data(train, source, small_shards,
     arguments = ["--init-from", source, "--init-reset", "teacher, statistics"]
     train(run, *arguments, "--exclude-speaker", speaker, "--steps-this-run", 1)
     config = read_run(run)["config"]
-    expected = data.feature_statistics(config, data.open_split(config, str(small_shards), "train"))
+    mixture = data.open_split(config, str(small_shards), "train")
+    expected = data.feature_statistics(config, mixture, print)
     found, before = opened(run, 1)[0]["statistics"], opened(source, 6)[0]["statistics"]
     for name in ("mean", "deviation"):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-5)

@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 
 from tests import runs
+from uniwav_jax.errors import TrainingStopped
 from uniwav_jax.tasks import pretrained
 from uniwav_jax.training.telemetry import read_rows
 from uniwav_jax.training.watch import HUNG, LEAST, Watch, robust_score
@@ -65,6 +66,18 @@ def test_the_window_survives_a_restart():
     again.recall(json.loads(json.dumps(other.memory())))
     losses(again, values[25:])
     assert again.memory() == one.memory() and len(one.memory()["losses"]) == 40
+
+
+def test_the_count_of_what_was_replaced_survives_a_restart():
+    """What came after the restart alone would not be too much: up to 10 are allowed at first."""
+    metrics = {"skipped": 0, "replaced": 4}
+    one = watch()
+    for step in (1, 2):
+        one.look(step, metrics)
+    again = watch()
+    again.recall(json.loads(json.dumps(one.memory())))
+    with pytest.raises(TrainingStopped, match=f"step 3: 12 of {3 * 256} examples since the start"):
+        again.look(3, metrics)
 
 
 def test_a_hung_step_ends_the_run_with_all_stacks():

@@ -71,7 +71,7 @@ def evaluate(
         "data_fingerprint": catalogue.fingerprint,
         "commit": code_version()[0],
         "settings": config.evaluation.to_dict(),
-        "excluded_speakers": sorted(set(catalogue.speaker[catalogue.excluded])),
+        "excluded_speakers": sorted(catalogue.left_out_speakers),
         "repeated_sentences_dropped": int(
             (catalogue.repeated & (catalogue.split != labelled.TRAIN)).sum()
         ),

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from data_pipelines.exclusions import combined
 from data_pipelines.index import read_index
 from data_pipelines.mixture import parse_spec
 from data_pipelines.reader import RecordReader
@@ -29,7 +30,7 @@ class LeftOut(Exception):
 def read_catalogue(shards: str, config, exclude_speakers: Sequence[str] = ()) -> "Catalogue":
     """The records of "DIR" or "DIR:0.7,DIR:0.3" (weights do not matter here), from their indices.
 
-    Speakers that the run of `config` left out are excluded as well.
+    Records and speakers that the run of `config` left out are excluded as well.
 
     Raises:
       UserError: no shards there, another sample rate than the run's, or an unknown speaker.
@@ -54,9 +55,11 @@ def read_catalogue(shards: str, config, exclude_speakers: Sequence[str] = ()) ->
                 f"speaker {name!r} is not in {shards}, so it can't be excluded; "
                 "`python -m data_pipelines inspect` lists the speakers."
             )
+    listed = combined(config.data.exclude, (*exclude_speakers, *config.data.exclude_speakers))
+    id_hash = gather(lambda index: index.id_hash)
     fingerprints = " ".join(sorted(index.fingerprint for index in indices))
     return Catalogue(
-        readers=tuple(RecordReader(index) for index in indices),
+        readers=tuple(RecordReader(index, share=len(indices)) for index in indices),
         corpus=np.repeat(np.arange(len(indices)), [len(index) for index in indices])[order],
         record=gather(lambda index: np.arange(len(index))),
         id=gather(lambda index: index.column("id")),
@@ -66,7 +69,7 @@ def read_catalogue(shards: str, config, exclude_speakers: Sequence[str] = ()) ->
         text=gather(lambda index: index.column("text")),
         label=gather(lambda index: index.column("label")),
         phones=gather(lambda index: index.column("phones")),
-        excluded=members(speaker, (*exclude_speakers, *config.data.exclude_speakers)),
+        excluded=members(speaker, listed.speakers) | np.isin(id_hash, listed.hashes),
         fingerprint=hashlib.sha256(fingerprints.encode()).hexdigest(),
     )
 
@@ -162,7 +165,7 @@ def label_task(catalogue: "Catalogue", config, classes: str, shots: int | None) 
     if not labelled.any():
         raise LeftOut("no record has a label.")
     official = catalogue.official(labelled)
-    left_out = np.flatnonzero(labelled & catalogue.excluded)
+    left_out = np.flatnonzero(labelled & members(catalogue.speaker, catalogue.left_out_speakers))
     names = getattr(catalogue, classes)
     wanted = labelled & (names != "")
     if classes == "speaker":
@@ -321,7 +324,7 @@ class Catalogue:
       id, speaker, text, label: strings, object [N]; "" is unknown.
       samples, phones: lengths, and numbers of phones.
       split: codes into SPLITS.
-      excluded: bool [N], records of excluded speakers.
+      excluded: bool [N], records that are left out by their ids, or by their speakers.
       fingerprint: names the folders' contents.
     """
 
@@ -352,13 +355,18 @@ class Catalogue:
         """Records whose sentence is said in the split train, bool [N]."""
         return members(self.sentence, self.sentence[self.split == TRAIN])
 
+    @functools.cached_property
+    def left_out_speakers(self) -> frozenset[str]:
+        """Speakers of whom no record is left."""
+        return frozenset(self.speaker[self.excluded]) - {*self.speaker[~self.excluded], ""}
+
     @property
     def has_labels(self) -> bool:
         """Whether there is anything to probe for."""
         return bool((self.phones > 0).any() or (self.speaker != "").any() or any(self.label))
 
     def pool(self, wanted: np.ndarray, limit: int) -> np.ndarray:
-        """Up to `limit` wanted rows of the split train, excluded speakers left out."""
+        """Up to `limit` wanted rows of the split train that are not excluded."""
         return np.flatnonzero(wanted & (self.split == TRAIN) & ~self.excluded)[:limit]
 
     def official(self, wanted: np.ndarray) -> np.ndarray:

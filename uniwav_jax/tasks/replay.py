@@ -57,7 +57,6 @@ def replay(workdir, step: int, *, shards: str = "", say=print) -> dict:
         )
     config, devices, count = config_of(workdir, step, run)
     with config.unlocked():
-        config.data.shards = shards or config.data.shards
         if devices and (devices, count) != (jax.device_count(), 1):
             say(
                 f"the run had {count} process(es) with {devices} device(s) in all, here is one "
@@ -65,14 +64,10 @@ def replay(workdir, step: int, *, shards: str = "", say=print) -> dict:
             )
             config.parallel.update(ANY_NUMBER)
     prepared = program.build(config)
-    mixture = data.open_split(config, config.data.shards, "train")
-    if mixture.fingerprint != run["data_fingerprint"]:
-        raise UserError(
-            f"{config.data.shards} holds other data than the run's; name its shards with --data."
-        )
+    _, mixture = data.open_again(workdir, run, [shards or config.data.shards])
     begun, state, statistics = _state_before(workdir, step, config, origin, prepared, say)
     if statistics is None:
-        statistics = data.feature_statistics(config, mixture)
+        statistics = data.feature_statistics(config, mixture, say)
     constants = data.as_constants(config, statistics, mixture, meshes.replicated(prepared.mesh))
     batch_size, accumulation = config.training.batch_size, config.training.accumulation
     offset = starts.position_offset(origin, batch_size)

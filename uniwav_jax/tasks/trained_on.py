@@ -6,6 +6,7 @@ of the storage at the time, not on the order.
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,28 +29,31 @@ def trained_on(workdir, record_id: str, step: int | None = None, *, shards: str 
       workdir: the run's folder.
       record_id: of the record, as in the shards.
       step: of this run, up to which is asked; None is its newest checkpoint.
-      shards: where the run's data lie now; "" = where they lay.
+      shards: where the data lie now, the run's or those of older ones; "" = where they lay.
 
     Returns:
-      One dict a run, this one first: run, first, last (steps that it was trained for), corpus,
-      split (both "" if its data lack the record), slots (how many of each epoch may hold some of
-      it), draws ([{step, epoch, slot}, ...] that did), statistics (whether its feature statistics
-      were measured on it). An older run that is not there any more has only run and gone = True.
+      This run's answers first. One dict for each of a run's corpora that holds the record, or one
+      if none does: run, first, last (steps that it was trained for), corpus, split (both "" if
+      none), slots (how many of each epoch may hold some of it), draws ([{step, epoch, slot}, ...]
+      that did), statistics (whether the run measured its feature statistics on it). An older run
+      that is not there any more has only run and gone = True.
 
     Raises:
       UserError: no such run or step, other data, or no data of any of the runs hold the record.
     """
     run = read_run(workdir)
-    if step is None:
-        step = max(pretrained.steps(workdir), default=0)
     first = starts.first_step(run["origin"])
-    if not first <= step <= run["config"].training.steps:
-        raise UserError(f"--step {step}: the run goes to step {run['config'].training.steps}.")
-    answers = [ask(workdir, run, record_id, step, shards)]
+    newest = max(pretrained.steps(workdir), default=first)
+    step = newest if step is None else step
+    if not first <= step <= newest:
+        began = f" from step {first}" if first else ""
+        raise UserError(f"--step {step}: the run has come{began} to step {newest}.")
+    answers = ask(workdir, run, record_id, step, [shards or run["config"].data.shards])
     for origin in starts.ancestry(run["origin"]):
         path = pathlib.Path(origin["run"])
         if (path / "run.json").exists() and (source := read_run(path))["id"] == origin["run_id"]:
-            answers.append(ask(path, source, record_id, origin["step"], ""))
+            places = [place for place in (shards, source["config"].data.shards) if place]
+            answers += ask(path, source, record_id, origin["step"], places)
         else:
             answers.append({"run": str(path), "gone": True})
     if not any(answer.get("corpus") or answer.get("gone") for answer in answers):
@@ -57,38 +61,39 @@ def trained_on(workdir, record_id: str, step: int | None = None, *, shards: str 
     return answers
 
 
-def ask(workdir, run: dict, record_id: str, step: int, shards: str) -> dict:
-    """What one run alone has seen of a record up to a step; see `trained_on`."""
+def ask(workdir, run: dict, record_id: str, step: int, places: Sequence[str]) -> list[dict]:
+    """What one run alone has seen of a record up to a step; see `trained_on`.
+
+    places: where its data may lie; the first that holds them is taken.
+    """
     config, origin = run["config"], run["origin"]
-    with config.unlocked():
-        config.data.shards = shards or config.data.shards
-    mixture = data.open_split(config, config.data.shards, "train")
-    if mixture.fingerprint != run["data_fingerprint"]:
-        raise UserError(
-            f"{config.data.shards} holds other data than {workdir} was trained on; name its shards "
-            "with --data."
-        )
+    shards, mixture = data.open_again(workdir, run, places)
     first, size = starts.first_step(origin), config.training.batch_size
     offset, skip = starts.position_offset(origin, size), config.data.skip_slots
     begin, end = (order.after_skips(s * size + offset, skip) for s in (first, step))
-    answer = {"run": str(workdir), "first": first + 1, "last": step, "corpus": "", "split": ""}
-    answer |= {"slots": 0, "draws": [], "statistics": False}
-    for corpus, (path, _) in enumerate(parse_spec(config.data.shards)):
+    # Else they are the source's.
+    own_statistics = origin is None or starts.STATISTICS in origin["reset"]
+    nothing = {"run": str(workdir), "first": first + 1, "last": step, "corpus": "", "split": ""}
+    nothing |= {"slots": 0, "draws": [], "statistics": False}
+    answers = []
+    for corpus, (path, _) in enumerate(parse_spec(shards)):
         index = read_index(path)
         number = int(np.searchsorted(index.id_hash, np.uint64(id_hash(record_id))))
         if number == len(index) or index.column("id")[number] != record_id:
             continue
         clip = Clip.of(mixture, corpus, number)
-        answer |= {"corpus": index.corpus, "split": SPLITS[index.split[number]]}
-        answer["slots"] = len(clip.slots)
+        answer = nothing | {"corpus": index.corpus, "split": SPLITS[index.split[number]]}
+        answer |= {"slots": len(clip.slots), "draws": []}
         for position, place in draws(mixture, config.seed, clip, begin, end):
             drawn = order.before_skips(position, skip)
             if drawn is not None:
                 at = (drawn - offset) // size + 1
                 answer["draws"].append({"step": at, "epoch": place.epoch, "slot": place.slot})
         measured = min(config.features.statistics_positions, mixture.slots)
-        answer["statistics"] = any(True for _ in draws(mixture, 0, clip, 0, measured))
-    return answer
+        first_draw = next(draws(mixture, 0, clip, 0, measured), None)
+        answer["statistics"] = own_statistics and first_draw is not None
+        answers.append(answer)
+    return answers or [nothing]
 
 
 def draws(mixture: Mixture, seed: int, clip: "Clip", begin: int, end: int):
@@ -133,7 +138,10 @@ def describe(answers: list[dict]) -> str:
                 + (f"; drawn at {len(found)} place(s), steps {steps}" if found else "")
             )
         if answer["statistics"]:
-            lines.append(f"{answer['run']}: its feature statistics were measured on it as well")
+            lines.append(
+                f"{answer['run']}: its feature statistics were measured on it as well, in "
+                f"{answer['corpus']}"
+            )
     return "\n".join(lines)
 
 

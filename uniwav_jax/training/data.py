@@ -2,17 +2,19 @@
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data_pipelines.exclusions import NOTHING, read_exclusions
+from data_pipelines.exclusions import combined
 from data_pipelines.index import SPLITS, read_index
 from data_pipelines.loader import batches
 from data_pipelines.mixture import Mixture, open_mixture, parse_spec
 from data_pipelines.order import after_skips
+from data_pipelines.places import damaged
 from uniwav_jax import features
 from uniwav_jax.errors import UserError
 from uniwav_jax.features.normalization import measure
@@ -29,8 +31,6 @@ def open_split(config, shards: str, split: str) -> Mixture:
     if not shards:
         raise UserError("no shards are named; pass --data SHARDS.")
     hop = config.features.hop
-    listed = read_exclusions(config.data.exclude) if config.data.exclude else NOTHING
-    speakers = {*config.data.exclude_speakers, *listed.speakers}
     return open_mixture(
         shards,
         split=split,
@@ -39,10 +39,42 @@ def open_split(config, shards: str, split: str) -> Mixture:
         min_seconds=config.data.min_seconds,
         shortest_samples=(config.masking.shortest - 1) * hop + 1,
         sample_rate=config.features.sample_rate,
-        exclude=listed._replace(speakers=tuple(sorted(speakers))),
-        # A name that the training shards lack is a slip; separate validation shards may lack it.
-        must_hold=shards == config.data.shards,
+        exclude=combined(config.data.exclude, config.data.exclude_speakers),
+        # A name that the training data lack is a slip; what a run is measured on may lack it.
+        must_hold=split == "train",
     )
+
+
+def open_again(workdir, run: dict, places: Sequence[str]) -> tuple[str, Mixture]:
+    """The data that a run was trained on.
+
+    Args:
+      workdir: the run's folder.
+      run: its run.json.
+      places: shards, as on the command line; the first that are the run's data are taken.
+
+    Returns:
+      (the place, the mixture of the split train).
+
+    Raises:
+      UserError: none of them; says what is wrong with the last.
+    """
+    fault = None
+    for shards in places:
+        try:
+            mixture = open_split(run["config"], shards, "train")
+        except UserError as error:
+            fault = error
+            continue
+        if mixture.fingerprint == run["data_fingerprint"]:
+            return shards, mixture
+        listed = run["config"].data.exclude
+        fault = UserError(
+            f"{shards} holds other data than {workdir} was trained on"
+            + (f", or data.exclude = {listed} has changed since" if listed else "")
+            + "; name its shards with --data."
+        )
+    raise fault
 
 
 def open_validation(config) -> Mixture | None:
@@ -83,18 +115,30 @@ def validation_fingerprint(config, mixture: Mixture) -> str:
     return hashlib.sha256(f"{mixture.fingerprint} {shape}".encode()).hexdigest()
 
 
-def feature_statistics(config, mixture: Mixture) -> dict[str, list[float]]:
-    """Mean and deviation per channel over the first positions of the order under seed 0."""
+def feature_statistics(config, mixture: Mixture, say) -> dict[str, list[float]]:
+    """Mean and deviation per channel over the first positions of the order under seed 0.
+
+    say: takes a sentence for each of them that can't be read.
+    """
     count = min(config.features.statistics_positions, mixture.slots)
     steps = -(-count // STATISTICS_BATCH)
     with batches(mixture, batch_size=STATISTICS_BATCH, seed=0, stop_step=steps) as loaded:
         statistics = measure(
-            cut(loaded, count),
+            cut(_named(loaded, mixture, count, say), count),
             features.build(config),
             jnp.dtype(config.training.parameter_dtype),
             config.features.deviation_floor,
         )
     return jax.tree.map(float, multihost_utils.broadcast_one_to_all(statistics))
+
+
+def _named(loaded, mixture: Mixture, count: int, say):
+    """The batches, after naming what is replaced among their first `count` rows."""
+    for start, batch in zip(itertools.count(0, STATISTICS_BATCH), loaded, strict=False):
+        positions = range(start, min(start + STATISTICS_BATCH, count))
+        for where in damaged(mixture, 0, positions, batch["replaced"][: len(positions)]):
+            say(f"feature statistics: {where} can't be read; another example is taken.")
+        yield batch
 
 
 def cut(loaded, count: int):
@@ -114,22 +158,22 @@ def drawn(step: int, batch_size: int, offset: int, skip) -> list[int]:
     return [after_skips(position, skip) for position in range(first, first + batch_size)]
 
 
-def progress(mixture: Mixture, positions: int, skip) -> dict[str, float]:
+def progress(mixture: Mixture, begin: int, end: int, skip) -> dict[str, float]:
     """How much of each corpus has been drawn.
 
     Args:
       mixture: of the run.
-      positions: drawn so far, without those left out.
+      begin, end: the positions drawn, begin ... end - 1, counted without those left out.
       skip: ranges left out, as `batches` takes them.
 
     Returns:
       {NAME/epochs: passes over the corpus, NAME/hours: of audio, padding left out, where a slot
       counts as long as the corpus's slots are on average}.
     """
-    found, end = {}, after_skips(positions, skip)
-    left_out = [(first, min(last, end)) for first, last in skip if first < end]
+    found, begin, end = {}, after_skips(begin, skip), after_skips(end, skip)
+    left_out = [pair for pair in skip if begin <= pair[0] < end]
     for corpus, part in enumerate(mixture.parts):
-        drawn = mixture.count(corpus, end)
+        drawn = mixture.count(corpus, end) - mixture.count(corpus, begin)
         drawn -= sum(mixture.count(corpus, b) - mixture.count(corpus, a) for a, b in left_out)
         epochs = drawn / len(part.slots)
         samples = epochs * part.slot_samples(mixture.crop_samples)

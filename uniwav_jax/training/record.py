@@ -14,14 +14,23 @@ import uuid
 
 import jax
 
-from data_pipelines.files import atomic_write, content_digest, read_json, write_json
+from data_pipelines.files import (
+    atomic_write,
+    content_digest,
+    file_digest,
+    read_json,
+    write_json,
+)
+from data_pipelines.mixture import Mixture
 from uniwav_jax import config as configs
 from uniwav_jax.errors import UserError
 
 FORMAT = 3
+# Beside run.json: what the run leaves out, since the user's own list may change or move.
+EXCLUDED = "excluded.txt"
 # By older format: fields of the config that came later, with the values that do what it did.
 LATER_FIELDS = {
-    1: {"data.exclude": "", "data.reads_in_flight": 4, "data.damaged_fraction": 0.001},
+    1: {"data.exclude": "", "data.reads_in_flight": 4, "data.damaged_fraction": 0.0},
     2: {"parallel.slices": 1, "optimizer.moment_dtype": ""},
 }
 LOCAL_FIELDS = ("data.shards", "data.validation", "data.exclude")
@@ -30,14 +39,14 @@ PACKED = "TREE.json"  # in the tree of a submitted job, by `launch.tree`
 
 
 def claim_workdir(
-    workdir: pathlib.Path, config, fingerprint: str, start, origin: dict | None, extend_to
+    workdir: pathlib.Path, config, mixture: Mixture, start, origin: dict | None, extend_to
 ) -> dict:
-    """Writes RUN/run.json, or checks that the one there is this run.
+    """Writes RUN/run.json and what it leaves out, or checks that the one there is this run.
 
     Args:
       workdir: the run's folder.
       config: resolved.
-      fingerprint: of the training data.
+      mixture: the training data.
       start: the `start.Start` that was asked for, or None; a restart may leave it out.
       origin: what `start.origin_of` made of it, for a new run.
       extend_to: steps to which a run that is there may be lengthened, or None; `config` has them
@@ -60,9 +69,9 @@ def claim_workdir(
             changed.pop("training.steps")
             run["extended"].append({"from": before, "to": extend_to})
         shown = [f"{name}: {old!r} there, {new!r} here" for name, (old, new) in changed.items()]
-        if run["data_fingerprint"] != fingerprint:
-            old, new = run["data_fingerprint"][:12], fingerprint[:12]
-            shown.append(f"data: fingerprint {old} there, {new} here")
+        if run["data_fingerprint"] != mixture.fingerprint:
+            old, new = run["data_fingerprint"][:12], mixture.fingerprint[:12]
+            shown.append(f"data or what data.exclude lists: fingerprint {old} there, {new} here")
         old = run["origin"]["what"] if run["origin"] else "from nothing"
         if start is not None and start.what != old:
             shown.append(f"origin: {old} there, {start.what} here")
@@ -77,7 +86,19 @@ def claim_workdir(
     elif extend_to is not None:
         raise UserError(f"--extend-to {extend_to}: {workdir} holds no run to extend.")
     workdir.mkdir(parents=True, exist_ok=True)
-    run |= {"format": FORMAT, "config": config.to_dict(), "data_fingerprint": fingerprint}
+    # Speakers that the config names stand there.
+    speakers = set(mixture.excluded.speakers) - set(config.data.exclude_speakers)
+    listed = mixture.excluded._replace(speakers=tuple(sorted(speakers))).lines()
+    content = "".join(f"{line}\n" for line in listed).encode()
+    if content:
+        with atomic_write(workdir / EXCLUDED) as temporary:
+            temporary.write_bytes(content)
+    run |= {
+        "format": FORMAT,
+        "config": config.to_dict(),
+        "data_fingerprint": mixture.fingerprint,
+        "excluded": hashlib.sha256(content).hexdigest() if content else "",
+    }
     run["digest"] = content_digest(run)
     write_json(path, run)
     return run
@@ -106,7 +127,7 @@ def known_run(workdir: pathlib.Path) -> dict:
 
 
 def read_run(workdir) -> dict:
-    """RUN/run.json with `config` as a ConfigDict.
+    """RUN/run.json with `config` as a ConfigDict, whose `data.exclude` is the run's own list.
 
     Raises:
       UserError: the folder holds no run, a damaged one, or one of another format.
@@ -126,6 +147,13 @@ def read_run(workdir) -> dict:
             f"{path} is damaged: its content does not fit its digest; restore it from a copy."
         )
     run["config"] = _complete(run["config"], found)
+    # Before format 3 there is only the path of the user's list.
+    if run.get("excluded"):
+        listed = pathlib.Path(workdir) / EXCLUDED
+        if not listed.is_file() or file_digest(listed) != run["excluded"]:
+            raise UserError(f"{listed} is damaged or gone; restore it from a copy.")
+        with run["config"].unlocked():
+            run["config"].data.exclude = str(listed.resolve())
     return run
 
 
@@ -189,6 +217,8 @@ def config_of(workdir: pathlib.Path, step: int, run: dict):
             content = read_json(path)
             hardware = content["hardware"]
             config = _complete(content["config"], content.get("format", 1))
+            with config.unlocked():
+                config.data.exclude = run["config"].data.exclude
             found = config, len(hardware["devices"]), hardware["processes"]
     return found
 

@@ -70,17 +70,19 @@ def check(start: Start | None, config) -> None:
         ) from error
 
 
-def origin_of(start: Start, prepared: Program, say) -> dict:
+def origin_of(start: Start, config, prepared: Program, say) -> dict:
     """What run.json keeps of the source, so that a restart finds the same checkpoint again.
 
     Args:
       start: what was asked for.
-      prepared: the new run's shapes and mesh.
+      config: of the new run.
+      prepared: its shapes and mesh.
       say: takes sentences for the user.
 
     Returns:
-      what, kind, run (absolute path), run_id, step, position (slots drawn from the order), reset,
-      parameters, skip_slots (of the source), ancestors (newest first).
+      what, kind, run (absolute path), run_id, step, position (slots drawn from the order), reset
+      (what starts anew; "statistics" also where the source has other features), parameters,
+      skip_slots (of the source), ancestors (newest first).
 
     Raises:
       UserError: no such run or checkpoint, a damaged one, or one that does not fit.
@@ -91,6 +93,10 @@ def origin_of(start: Start, prepared: Program, say) -> dict:
     path = pathlib.Path(name).resolve()
     run = read_run(path)
     source = abstract_state(run["config"], prepared.mesh)
+    reset = list(start.reset)
+    if STATISTICS not in reset and run["config"].features.channels != config.features.channels:
+        say("the feature statistics are measured anew: the source has other features")
+        reset.append(STATISTICS)
     if start.kind == BRANCH:
         _check_shapes(source, prepared.abstract, path)
     elif not _taken(start.parameters, source.params, prepared.abstract.params):
@@ -109,7 +115,7 @@ def origin_of(start: Start, prepared: Program, say) -> dict:
         "run_id": run["id"],
         "step": chosen,
         "position": position,
-        "reset": list(start.reset),
+        "reset": reset,
         "parameters": start.parameters,
         "skip_slots": [list(pair) for pair in run["config"].data.skip_slots],
         "ancestors": list(ancestors),
@@ -162,10 +168,8 @@ def load(origin: dict, config, prepared: Program, say):
             abstract_state(run["config"], prepared.mesh),
             optimizer=origin["kind"] == BRANCH,
         )
-    if STATISTICS in origin["reset"]:
-        statistics = None
-    elif len(statistics["mean"]) != config.features.channels:
-        say("the feature statistics are measured anew: the source has other features")
+    # Before format 3 a run did not say that its source has other features.
+    if STATISTICS in origin["reset"] or len(statistics["mean"]) != config.features.channels:
         statistics = None
     if origin["kind"] == BRANCH:
         return source, statistics

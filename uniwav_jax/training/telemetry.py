@@ -194,7 +194,6 @@ class Telemetry:
             self.say(f"step {step}: {words}, {left:.0f} min left")
         self._bar.set_postfix(shown)
 
-
     def _told_apart(self, name: str, sums: np.ndarray) -> dict:
         """[2, corpora] sums and weights as one ratio a corpus; nothing if there is only one."""
         if len(self._corpora) < 2:

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import jax
+import numpy as np
 
 import uniwav_jax
 from data_pipelines.loader import batches
@@ -103,13 +104,11 @@ def train(
         )
         known = processes.agree("known", lambda: record.known_run(workdir), patience)
         anew = start is not None and not known
-        origin = starts.origin_of(start, prepared, say) if anew else known.get("origin")
+        origin = starts.origin_of(start, config, prepared, say) if anew else known.get("origin")
         starts.inherit_skips(config, origin, known.get("skip_slots", ()))
         run = processes.agree(
             "workdir",
-            lambda: record.claim_workdir(
-                workdir, config, mixture.fingerprint, start, origin, extend_to
-            ),
+            lambda: record.claim_workdir(workdir, config, mixture, start, origin, extend_to),
             patience,
         )
         record.check_same_folder(workdir, run["id"])
@@ -134,7 +133,7 @@ def train(
         else:
             state, statistics = prepared.fresh_state(), None
         if statistics is None:
-            statistics = data.feature_statistics(config, mixture)
+            statistics = data.feature_statistics(config, mixture, say)
         constants = data.as_constants(config, statistics, mixture, meshes.replicated(mesh))
         meta = record.checkpoint_meta(config, mixture, statistics, starts.ancestry(origin))
         step = first
@@ -191,11 +190,14 @@ def train(
             )
         )
 
-        def examples(step: int) -> dict:
+        def examples(step: int, replaced: np.ndarray) -> dict:
             found = data.drawn(step, batch_size, offset, skip)
+            # What other processes replaced they have said themselves.
+            passed = np.zeros(batch_size, np.int32)
+            passed[rows] = replaced
             return {
                 "slots": [found[0], found[-1] + 1],
-                "examples": places(mixture, config.seed, found),
+                "examples": places(mixture, config.seed, found, passed),
             }
 
         signals = resources.enter_context(Signals(say))
@@ -236,12 +238,13 @@ def train(
             # The metrics of the step before: the device has this one to work on meanwhile.
             if pending is not None:
                 report(telemetry, watch, examples, *pending)
-            pending = (step, metrics, seconds)
+            pending = (step, metrics, seconds, batch["replaced"])
             order = {"save": False, "over": None}
             if step % config.telemetry.log_every == 0:
                 order = orders()
                 telemetry.row("accounting", step, account.row())
-                drawn = data.progress(mixture, step * batch_size + offset, skip)
+                begin = starts.first_step(origin) * batch_size + offset
+                drawn = data.progress(mixture, begin, step * batch_size + offset, skip)
                 telemetry.row("corpora", step, drawn)
                 if is_writer:
                     account.write(step)
@@ -291,14 +294,20 @@ def train(
 
 
 def report(
-    telemetry: Telemetry, watch: Watch, examples, step: int, metrics: dict, seconds: float
+    telemetry: Telemetry,
+    watch: Watch,
+    examples,
+    step: int,
+    metrics: dict,
+    seconds: float,
+    replaced: np.ndarray,
 ) -> None:
     """Brings one step's metrics to the host, writes them, and stops a run that is beyond help."""
     host = jax.device_get(metrics)
     telemetry.train(step, host, seconds)
     event = watch.event(host)
     if event is not None and telemetry.writer:
-        telemetry.event(step, {**event, "loss": host["loss"], **examples(step)})
+        telemetry.event(step, {**event, "loss": host["loss"], **examples(step, replaced)})
     watch.look(step, host)
 
 

@@ -37,12 +37,19 @@ class Watch:
 
     def memory(self) -> dict:
         """What `recall` takes after a restart; JSON."""
-        return {"losses": list(self._losses), "skipped": self._skipped}
+        return {
+            "losses": list(self._losses),
+            "skipped": self._skipped,
+            "replaced": self._replaced,
+            "drawn": self._drawn,
+        }
 
     def recall(self, memory: dict) -> None:
         """Goes on where a run stopped."""
         self._losses.extend(memory["losses"])
         self._skipped = memory["skipped"]
+        # Checkpoints of earlier versions have no counts: what they stand for is not known any more.
+        self._replaced, self._drawn = memory.get("replaced", 0), memory.get("drawn", 0)
 
     def look(self, step: int, metrics: dict) -> None:
         """Raises TrainingStopped when the run is beyond help; metrics are host numbers."""
