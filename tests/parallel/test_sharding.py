@@ -1,7 +1,6 @@
 """Sharding rules, and steps on every mesh equal to one device's (architecture, decision 5)."""
 
 import functools
-import itertools
 
 import jax
 import numpy as np
@@ -10,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests import small
 from uniwav_jax.parallel import mesh as meshes
-from uniwav_jax.parallel.axes import ANY_NUMBER, FIELDS
+from uniwav_jax.parallel.axes import ANY_NUMBER
 from uniwav_jax.parallel.sharding import partition, path_name, shardings
 from uniwav_jax.recipes import uniwav
 from uniwav_jax.training import optimizer as optimizers
@@ -65,40 +64,6 @@ def test_steps_equal_one_device(name):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), actual, wanted
         )
-
-
-SPLITS = [
-    sizes
-    for sizes in itertools.product((1, 2, 4, 8), repeat=4)
-    if sizes[0] * sizes[1] * sizes[2] * sizes[3] == 8
-]
-LONG = 20  # steps
-
-
-@functools.cache
-def losses(sizes: tuple[int, ...] | None) -> list[float]:
-    """Of every one of LONG steps, on a mesh of slices x data x fsdp x tensor or on one device."""
-    state, constants, step, batch, *_ = case()
-    if sizes is None:
-        compiled, placed = small.jit(step), small.split_batch(batch, 1)
-    else:
-        mesh = meshes.make_mesh(dict(zip(FIELDS.values(), sizes, strict=True)))
-        state, constants = placed_state(mesh), jax.device_put(constants, meshes.replicated(mesh))
-        placed = meshes.put_batch(batch, 8, 1, mesh)
-        out = (shardings(state, mesh), meshes.replicated(mesh))
-        compiled = small.jit(step, out_shardings=out)
-    found = []
-    for _ in range(LONG):
-        state, metrics = compiled(state, constants, placed)
-        found.append(float(metrics["loss"]))
-    return found
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sizes", SPLITS, ids=lambda sizes: "x".join(map(str, sizes)))
-def test_every_split_of_eight_devices_gives_the_losses_of_one(sizes):
-    np.testing.assert_allclose(losses(sizes), losses(None), rtol=1e-9, atol=0)
-    assert losses(None)[-1] < losses(None)[0]
 
 
 def specs_of(tree, mesh):
