@@ -40,11 +40,16 @@ def add_arguments(parser) -> None:
 
 def run(options) -> int:
     """Compiles and prints."""
+    import jax
+
     from data_pipelines.files import atomic_write
     from uniwav_jax.compile import chips, report, search
 
     local = options.topology == "local"
     topology = None if local else chips.parse(options.topology, options.slices)
+    if not local:
+        # Where libtpu is installed JAX would look for a TPU of this machine first.
+        jax.config.update("jax_platforms", "cpu")
     config = configs.load_config(options.config, options.fields)
     if topology is not None and topology.slices > 1:
         with config.unlocked():
