@@ -46,6 +46,8 @@ def run(options) -> int:
     from uniwav_jax.compile import chips, report, search
 
     local = options.topology == "local"
+    if local and options.slices != 1:
+        raise UserError("--slices is for TPU topologies; on this machine set parallel.slices.")
     topology = None if local else chips.parse(options.topology, options.slices)
     if not local:
         # Where libtpu is installed JAX would look for a TPU of this machine first.
