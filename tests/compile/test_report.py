@@ -113,6 +113,7 @@ def test_the_command_on_this_machine(tmp_path):
     "arguments,said",
     [
         (["--topology", "v9:4x4"], "topology 'v9:4x4' is unknown"),
+        (["--topology", "local", "--slices", "2"], "--slices is for TPU topologies"),
         (["--topology", "local", "--search"], "--search compiles for TPU topologies"),
         (["--topology", "local", "--prices", "no.json"], "--prices no.json is no table"),
         (["--topology", "local", "--json", "no/where.json"], "there is no such folder"),
