@@ -27,7 +27,7 @@ WIDE = ("parallel.data=1", "parallel.fsdp=256")
 RECOMMENDED = (
     ("small", "v5e:2x2", 1, ()),
     ("base", "v5e:4x4", 1, ()),
-    ("large", "v5e:8x8", 1, ()),
+    ("large", "v5e:8x8", 1, ("parallel.remat=names",)),
     ("large", "v5p:4x4x4", 1, ()),
     ("large", "v5e:16x16", 1, WIDE),
     ("large", "v5e:16x16", 1, (*WIDE, "training.batch_size=512")),
