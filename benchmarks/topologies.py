@@ -23,14 +23,13 @@ from uniwav_jax.compile.chips import CHIPS, GIB
 
 MOST_OF_HBM = 0.85
 # Config, topology, slices, fields. The first row of a config is the one to begin with.
-WIDE = ("parallel.data=1", "parallel.fsdp=256")
 RECOMMENDED = (
     ("small", "v5e:2x2", 1, ()),
     ("base", "v5e:4x4", 1, ()),
     ("large", "v5e:8x8", 1, ("parallel.remat=names",)),
     ("large", "v5p:4x4x4", 1, ()),
-    ("large", "v5e:16x16", 1, WIDE),
-    ("large", "v5e:16x16", 1, (*WIDE, "training.batch_size=512")),
+    ("large", "v5e:16x16", 1, ()),
+    ("large", "v5e:16x16", 1, ("training.batch_size=512",)),
     ("xl", "v5p:4x4x8", 1, ()),
     ("xxl", "v5p:4x8x8", 1, ()),
     ("xxl", "v6e:16x16", 2, ()),

@@ -5,9 +5,13 @@ import importlib.util
 import json
 import pathlib
 
+import jax
 import pytest
 
 from tests import runs
+from uniwav_jax.compile import traffic
+from uniwav_jax.config import load_config
+from uniwav_jax.training.program import state_maker
 
 pytestmark = [
     pytest.mark.slow,
@@ -60,6 +64,18 @@ def test_arguments_are_the_shards_padded_to_tiles(program):
     least = found["state_bytes"] + found["input_bytes"]
     # Small arrays are padded to tiles, which for tiny is much.
     assert least <= found["argument_bytes"] <= least * (1.02 if name == "small" else 1.5)
+
+
+def test_what_is_sent_is_near_what_must_be(program):
+    name, found = program
+    # Of tiny the norms and biases, which are whole everywhere, and the sums over tensor are much.
+    most = {"tiny": 4.0, "small": 1.5}[name]
+    config = load_config(f"configs/{name}.py")
+    size = traffic.sizes(config, found["mesh"], jax.eval_shape(state_maker(config)))
+    terms = traffic.exchanges(config, found["mesh"], size).values()
+    least = sum(each.count * each.sent_bytes for each in terms)
+    sent = sum(row["sent_bytes"] for row in found["collectives"].values())
+    assert least <= sent <= most * least
 
 
 def test_what_the_report_promises_is_there(program):
