@@ -105,9 +105,9 @@ counts what the model asks for (student 6, teacher 2, decoder 6 operations a wei
 attention, heads), recomputation left out. Rows marked (estimated) stand for the program as it is
 designed: nothing was compiled for them, and for a GPU that is not there nothing can be.
 
-Known fault: `large` on v5e:16x16 with fsdp=256 was compiled too, and sends 5 times (batch 256) and 8
-times (512) what it must, since the compiler splits activations there instead of gathering weights.
-The estimates of `xl` and `xxl` do not know of that.
+Known fault: `large` on v5e:16x16 with fsdp=256 was compiled too, and sends 5 times (batch 256) and
+8 times (512) what it must, since the compiler splits activations there instead of gathering
+weights. The estimates of `xl` and `xxl` do not know of that.
 
 ## How far off
 
