@@ -68,14 +68,12 @@ def test_arguments_are_the_shards_padded_to_tiles(program):
 
 def test_what_is_sent_is_near_what_must_be(program):
     name, found = program
-    # Of tiny the norms and biases, which are whole everywhere, and the sums over tensor are much.
-    most = {"tiny": 4.0, "small": 1.5}[name]
     config = load_config(f"configs/{name}.py")
     size = traffic.sizes(config, found["mesh"], jax.eval_shape(state_maker(config)))
     terms = traffic.exchanges(config, found["mesh"], size).values()
     least = sum(each.count * each.sent_bytes for each in terms)
     sent = sum(row["sent_bytes"] for row in found["collectives"].values())
-    assert least <= sent <= most * least
+    assert 0 < sent <= 1.5 * least
 
 
 def test_what_the_report_promises_is_there(program):

@@ -132,7 +132,8 @@ def test_a_mistake_ends_the_job_at_once_and_is_shown(pod):
     assert "failed, after status 2" in pod("watch", status=1)
     assert pod.state().ends == (2,)
     shown = pod("status")
-    assert re.search(r"^error +\[0\] error: parallel: data=3 .* does not fit", shown, re.MULTILINE)
+    said = r"^error +\[0\] error: parallel: slices=1 x data=3 .* does not fit"
+    assert re.search(said, shown, re.MULTILINE)
 
 
 def test_what_can_be_seen_before_a_start_is_refused(pod):

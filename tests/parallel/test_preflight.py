@@ -14,6 +14,7 @@ from uniwav_jax import config as configs
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel import mesh as meshes
 from uniwav_jax.parallel import preflight
+from uniwav_jax.parallel.axes import ANY_NUMBER
 from uniwav_jax.training import data
 
 GIB = 2**30
@@ -31,7 +32,7 @@ def mixture_of(shards):
 
 
 def mesh_of(devices, **axes):
-    wanted = {"data": -1, "fsdp": 1, "tensor": 1} | axes
+    wanted = ANY_NUMBER | axes
     return meshes.make_mesh(wanted, jax.devices()[:devices])
 
 
