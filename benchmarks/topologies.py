@@ -125,8 +125,8 @@ end.
 |---|---|---|---|---|---|
 {chips}
 
-Sources stand in `uniwav_jax/compile/chips.py`; prices are those of {date} in
-`uniwav_jax/compile/prices.json`: edit them, or pass `--prices FILE`.
+Sources, and what has none, stand in `uniwav_jax/compile/chips.py`. Prices are rough, of {date}, not
+checked against a price list: put your own into `uniwav_jax/compile/prices.json` or `--prices FILE`.
 """
 
 

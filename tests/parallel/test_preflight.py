@@ -48,7 +48,8 @@ def test_a_damaged_record_of_a_shard_is_passed_over(shards):
         content = bytearray(path.read_bytes())
         content[content.rindex(b"fLaC") + 500] ^= 4  # of the last record
         path.write_bytes(content)
-    preflight.read_shards([mixture_of(shards)])
+    found = preflight.read_shards([mixture_of(shards)])
+    assert found["shards_read"] == min(2, len(list(shards.glob("*.array_record"))))
 
 
 @pytest.mark.parametrize("change", ["lose", "blank"])

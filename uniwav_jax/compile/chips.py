@@ -1,8 +1,8 @@
 """What accelerators are, in one table, and the topologies that are made of them.
 
 TPU figures: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} as of 2026-11; usable memory is
-what libtpu 0.0.42 names when a program does not fit. GPU figures: NVIDIA's data sheets (dense
-bfloat16), of whose memory 0.9 is taken to be usable.
+what libtpu 0.0.42 names when a program does not fit. The links of v4 and tpu7x and all GPU figures
+(dense bfloat16; 0.9 of the memory taken to be usable) have not been checked against a source.
 """
 
 import dataclasses

@@ -1,6 +1,5 @@
 """What fits best: mesh, remat policy and batch, ranked by estimate and settled by compiling."""
 
-
 import jax
 
 from uniwav_jax.compile import aot, report
@@ -86,7 +85,6 @@ def search(config, topology: Topology | None, prices: dict, say) -> dict:
     for seconds, fields, remat in ranked:
         if len(tried) == ATTEMPTS:
             break
-        # What needs less memory than something that did not fit may still fit.
         chosen = changed(config, remat=remat, **fields)
         found = report_of(chosen, topology, prices)
         outcome = "fits" if found["fits"] else "does not fit"

@@ -1,7 +1,7 @@
 """Bytes that a step must move: through each device's memory, and between devices, term by term.
 
 Both are of the program as it is designed. What the compiled program sends is read from its text
-(`collectives`); that it stays near this minimum is tested.
+(`collectives`), and may be much more: docs/TOPOLOGIES.md names a case.
 """
 
 import dataclasses
