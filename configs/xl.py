@@ -1,4 +1,4 @@
-"""xl: about 1.4 billion parameters, sharded over fsdp.
+"""xl: about 1.4 billion parameters, for multiples of 16 devices.
 
 | encoder | decoder | K / V | crops x frames | steps |
 |---|---|---|---|---|
@@ -19,5 +19,6 @@ def get_config():
     config.decoder.update(depth=24, width=1280, heads=20)
     config.optimizer.learning_rate = 2e-4
     config.training.update(steps=600_000, batch_size=512)
-    config.parallel.update(data=1, fsdp=-1, remat="dots")
+    # A device's rows of a weight, 1280 / fsdp, must be whole tiles of 8: docs/TOPOLOGIES.md.
+    config.parallel.update(data=-1, fsdp=16, remat="dots")
     return config.lock()

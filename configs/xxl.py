@@ -1,4 +1,4 @@
-"""xxl: about 3.7 billion parameters, sharded over fsdp; several slices by parallel.slices.
+"""xxl: about 3.7 billion parameters, for multiples of 64 devices; several slices as well.
 
 | encoder | decoder | K / V | crops x frames | steps |
 |---|---|---|---|---|
@@ -19,6 +19,7 @@ def get_config():
     config.decoder.update(depth=24, width=2048, heads=32)
     config.optimizer.learning_rate = 1.5e-4
     config.training.update(steps=600_000, batch_size=1024)
+    # A device's rows of a weight, 2048 / fsdp, must be whole tiles of 8: docs/TOPOLOGIES.md.
     # Tensor parallelism (up to 8) would send more than it saves on every topology tried.
-    config.parallel.update(data=1, fsdp=-1, remat="dots")
+    config.parallel.update(data=-1, fsdp=64, remat="dots")
     return config.lock()

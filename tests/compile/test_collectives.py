@@ -109,6 +109,29 @@ def test_every_way_of_writing_groups(groups, expected):
     assert (one.kind, one.count, one.result_bytes) == ("all-gather", 5, 128)
 
 
+def test_the_bound_of_a_loop_that_the_compiler_made():
+    text = HLO.format(groups="replica_groups=[4,2]<=[8]").replace("s32[]", "u32[]")
+    assert [one.count for one in collectives(text, 8)] == [5]
+
+
+def test_what_slices_send_each_other():
+    """As libtpu writes the sum over two slices: each sends its part to the other's host."""
+    attributes = (
+        '_xla_host_transfer_handler_name="xla_megascale_runtime",'
+        '_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2}x{0:3}",'
+        '_xla_megascale_transfer_type="ALL_REDUCE"'
+    )
+    text = (
+        "HloModule jit_step\n\nENTRY %main (a: f32[4,8]) -> f32[4,8] {\n"
+        "  %s = (f32[4,8]{1,0:T(8,128)}, u32[], token[]) send(%a, %t), channel_id=2, "
+        f"is_host_transfer=true, frontend_attributes={{{attributes}}}\n"
+        "  %d = token[] send-done(%s), channel_id=2, is_host_transfer=true\n}\n"
+    )
+    (one,) = collectives(text, 8)
+    assert (one.kind, one.count, one.result_bytes, one.sent_bytes) == ("all-reduce", 1, 128, 128)
+    assert one.groups.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
 @pytest.mark.parametrize(
     "kind,result,sent",
     [

@@ -5,13 +5,9 @@ import importlib.util
 import json
 import pathlib
 
-import jax
 import pytest
 
 from tests import runs
-from uniwav_jax.compile import traffic
-from uniwav_jax.config import load_config
-from uniwav_jax.training.program import state_maker
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,14 +21,16 @@ CASES = {
     "tiny": ("v5e:2x2", ["parallel.fsdp=2", "parallel.tensor=2"]),
     "small": ("v5e:2x4", ["parallel.fsdp=4"]),
 }
+# Of tiny, what is compiled in a moment.
+LITTLE = ("encoder.depth=1", "teacher.targets=1", "objective.decoder_weight=0")
 PINNED = ("argument_bytes", "state_bytes", "collectives", "executed_flops", "flops")
 
 
-def compile_for(folder: pathlib.Path, name: str, topology: str, fields, status: int = 0):
+def compile_for(folder: pathlib.Path, name: str, topology: str, fields, *more, status: int = 0):
     """The process and the JSON of `python -m uniwav_jax compile`."""
     result = runs.run(
         *("uniwav_jax", "compile", "--config", f"configs/{name}.py", "--topology", topology),
-        *("--json", folder / "report.json", *(f"--config.{field}" for field in fields)),
+        *("--json", folder / "report.json", *(f"--config.{field}" for field in fields), *more),
         status=status,
     )
     return result, json.loads((folder / "report.json").read_text())
@@ -67,11 +65,8 @@ def test_arguments_are_the_shards_padded_to_tiles(program):
 
 
 def test_what_is_sent_is_near_what_must_be(program):
-    name, found = program
-    config = load_config(f"configs/{name}.py")
-    size = traffic.sizes(config, found["mesh"], jax.eval_shape(state_maker(config)))
-    terms = traffic.exchanges(config, found["mesh"], size).values()
-    least = sum(each.count * each.sent_bytes for each in terms)
+    _, found = program
+    least = sum(found["designed_exchanges"].values())
     sent = sum(row["sent_bytes"] for row in found["collectives"].values())
     assert 0 < sent <= 1.5 * least
 
@@ -85,7 +80,24 @@ def test_what_the_report_promises_is_there(program):
 
 
 def test_a_batch_that_cannot_fit_names_the_hbm_and_the_largest_that_does(tmp_path):
-    fields = ["training.batch_size=65536", "encoder.depth=1", "teacher.targets=1"]
+    fields = ["training.batch_size=65536", *LITTLE]
     result, found = compile_for(tmp_path, "tiny", "v5e:2x2", fields, status=1)
     assert found["fits"] is False and found["used_bytes"] > found["hbm_bytes"]
     assert "of the 15.75 GiB of HBM; the largest batch that fits is" in result.stderr
+
+
+def test_the_search_takes_the_fastest_candidate_that_fits(tmp_path):
+    """benchmarks/exhaustive.py holds it against compiling every mesh of eight devices."""
+    result, found = compile_for(tmp_path, "tiny", "v5e:2x2", LITTLE, "--search")
+    searched = found["search"]
+    ranked = [(one["seconds"], one["mesh"], one["remat"]) for one in searched["candidates"]]
+    # Four devices as data x fsdp x tensor, of which tensor divides the heads; and every policy.
+    assert len(ranked) == 4 * len({tuple(mesh.items()) for _, mesh, _ in ranked}) > 4
+    assert ranked == sorted(ranked, key=lambda one: one[0])
+    fits = [one for one in searched["compiled"] if one["fits"]]
+    assert searched["compiled"][-1:] == fits and len(fits) == 1
+    place = len(searched["compiled"]) - 1
+    assert searched["fields"] == {"remat": ranked[place][2], **ranked[place][1]}
+    assert f"remat {found['remat']}: estimated" in result.stderr
+    assert searched["largest_batch_size"] >= found["batch_size"]
+    assert searched["largest_batch_size"] % found["devices"] == 0

@@ -281,6 +281,8 @@ def test_the_program_that_does_not_fit_is_a_fault(tmp_path, capsys, monkeypatch)
 @pytest.mark.slow
 def test_the_program_is_compiled_for_the_topology(tmp_path, capfd):
     pytest.importorskip("libtpu", reason="pip install -e '.[tpu]' to run this")
+    fields = ("encoder.depth=1", "teacher.targets=1", "objective.decoder_weight=0")
     arguments = jobs.changed(jobs.TPU, topology="v5e:2x2")
+    arguments = [*arguments, *(f"--config.{field}" for field in fields)]
     assert cli.main(["check", *arguments, "--output", str(tmp_path / "job")]) == 0
     assert "no faults found\n" in capfd.readouterr().out

@@ -23,17 +23,24 @@ SPLITS = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(s) =
 
 
 @functools.cache
+def begun():
+    """Config, optimiser and the state before the first step."""
+    config = small.config_of()
+    optimizer = optimizers.build(config.optimizer)
+    return config, optimizer, small.state_of(config, uniwav.build(config), optimizer)
+
+
+@functools.cache
 def losses(sizes: tuple[int, ...] | None) -> list[float]:
     """Of every step on a mesh of slices x data x fsdp x tensor, or on one device."""
-    config = small.config_of()
-    recipe = uniwav.build(config)
-    optimizer = optimizers.build(config.optimizer)
-    state, constants = small.state_of(config, recipe), small.constants_of(config)
-    step = make_step(recipe, optimizer, optimizers.schedule(config.optimizer, STEPS))
-    if sizes is None:
+    config, optimizer, state = begun()
+    mesh = sizes and meshes.make_mesh(dict(zip(FIELDS.values(), sizes, strict=True)))
+    constants = small.constants_of(config)
+    rate = optimizers.schedule(config.optimizer, STEPS)
+    step = make_step(uniwav.build(config, mesh), optimizer, rate)
+    if mesh is None:
         compiled, placed = small.jit(step), small.split_batch(small.batch_of(), 1)
     else:
-        mesh = meshes.make_mesh(dict(zip(FIELDS.values(), sizes, strict=True)))
         lie = shardings(state, mesh)
         state = jax.device_put(state, lie)
         constants = jax.device_put(constants, meshes.replicated(mesh))

@@ -15,7 +15,9 @@ CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computation)=%?([\w.\
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 SCATTER = "all-reduce-scatter"
-BOUND = re.compile(r" s32\[\]\S* constant\((\d+)\)")
+BOUND = re.compile(r" [su]32\[\]\S* constant\((\d+)\)")
+# Slices exchange by sending to their hosts: the numbers of the slices, and what becomes of it.
+BETWEEN = re.compile(r'_xla_megascale_target="\{([\d,]+)\}x.*_xla_megascale_transfer_type="(\w+)"')
 OPERATION = re.compile(rf" ({'|'.join(KINDS)})(-start)?\(")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
@@ -150,6 +152,9 @@ def _trips(line: str, computations: dict) -> int:
 def _collective(line: str, times: int, devices: int) -> Collective | None:
     """What an instruction exchanges; None for any other one and for the end of a pair."""
     match = INSTRUCTION.match(line)
+    between = match and " send(" in line and BETWEEN.search(line)
+    if between:
+        return _between_slices(match[2], between, times, devices)
     operation = match and OPERATION.search(match[2])
     if not operation:
         return None
@@ -161,6 +166,15 @@ def _collective(line: str, times: int, devices: int) -> Collective | None:
     if groups.shape[1] < 2:
         return None
     return Collective(kind, times, result, groups)
+
+
+def _between_slices(instruction: str, between: re.Match, times: int, devices: int) -> Collective:
+    """An exchange of which the slices, the outermost places of the mesh, each send their part."""
+    kind, slices = between[2].lower().replace("_", "-"), between[1].count(",") + 1
+    if kind != "all-reduce":
+        raise ValueError(f"an exchange between slices that is not understood: {between[2]}")
+    sent = _array_bytes(*ARRAY.search(instruction).groups())
+    return Collective(kind, times, sent, np.arange(devices).reshape(slices, -1).T)
 
 
 def _array_bytes(dtype: str, dimensions: str) -> int:

@@ -53,6 +53,7 @@ def report(config, topology: Topology | None, compiled: aot.Compiled, prices: di
     size = traffic.sizes(config, prepared.mesh.shape, state)
     by_part = flops.model_flops(config)
     moved = traffic.memory_traffic(config, size)
+    terms = traffic.exchanges(config, prepared.mesh.shape, size)
     result = {
         "topology": topology.name if topology else "local",
         "slices": topology.slices if topology else 1,
@@ -67,6 +68,7 @@ def report(config, topology: Topology | None, compiled: aot.Compiled, prices: di
         "state_bytes": aot.shard_bytes(state),
         "input_bytes": aot.shard_bytes((constants, batch)),
         "collectives": summary(compiled.collectives),
+        "designed_exchanges": _sent(terms),
         "flops": sum(by_part.values()),
         "flops_by_part": by_part,
         "executed_flops": flops.executed_flops(prepared.step, *compiled.arguments),
@@ -119,7 +121,7 @@ def estimate(config, topology: Topology, prices: dict, executed: int | None = No
         "argument_bytes": held["parameters and optimiser"] + held["teacher"],
         "temp_bytes": sum(held.values()) - held["parameters and optimiser"] - held["teacher"],
         "collectives": summary(terms.values()),
-        "exchanges": {name: each.count * each.sent_bytes for name, each in terms.items()},
+        "designed_exchanges": _sent(terms),
         "flops": sum(by_part.values()),
         "flops_by_part": by_part,
         "executed_flops": traced_flops(config) if executed is None else executed,
@@ -141,6 +143,11 @@ def traced_flops(config) -> int:
     rate = optimizer.schedule(config.optimizer, config.training.steps)
     step = make_step(recipe, optimizer.build(config.optimizer), rate)
     return flops.executed_flops(step, *arguments)
+
+
+def _sent(terms: dict) -> dict[str, float]:
+    """Bytes that a device must send a step, by what they are."""
+    return {name: each.count * each.sent_bytes for name, each in terms.items()}
 
 
 _PREDICTED = (
@@ -209,6 +216,10 @@ def text(found: dict) -> str:
             f"  {kind:24} {row['count']:8,} {row['bytes'] / 1e6:11,.1f} "
             f"{row['sent_bytes'] / 1e6:11,.1f}"
         )
+    if found["designed_exchanges"]:
+        lines += ["", "what one device must send, MB a step"]
+    for name, sent in found["designed_exchanges"].items():
+        lines.append(f"  {name:48} {sent / 1e6:9,.1f}")
     lines += ["", f"model FLOPs a step   {found['flops']:.4g}"]
     lines += [f"  {name:18} {value:.4g}" for name, value in found["flops_by_part"].items()]
     lines += [

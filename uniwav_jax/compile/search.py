@@ -2,7 +2,7 @@
 
 import jax
 
-from uniwav_jax.compile import aot, report
+from uniwav_jax.compile import aot, report, traffic
 from uniwav_jax.compile.chips import GIB, Topology
 from uniwav_jax.errors import UserError
 from uniwav_jax.models.transformer import REMAT
@@ -36,7 +36,10 @@ def report_of(config, topology: Topology | None, prices: dict) -> dict:
 
 
 def meshes(config, topology: Topology) -> list[dict[str, int]]:
-    """Every way to split the devices of a slice that batch and heads can be divided by."""
+    """Every way to split the devices of a slice that batch, heads and weights allow.
+
+    Those that would leave parts of tiles (`traffic.TILE_ROWS`) are left out.
+    """
     devices = topology.devices // topology.slices
     halves = [config.encoder] + [config.decoder] * bool(config.objective.decoder_weight)
     found = []
@@ -45,7 +48,7 @@ def meshes(config, topology: Topology) -> list[dict[str, int]]:
             continue
         for fsdp in _divisors(devices // tensor):
             rows = topology.devices // tensor * config.training.accumulation
-            if config.training.batch_size % rows == 0:
+            if config.training.batch_size % rows == 0 and traffic.whole_tiles(config, fsdp):
                 data = devices // tensor // fsdp
                 found.append(
                     {"slices": topology.slices, "data": data, "fsdp": fsdp, "tensor": tensor}
@@ -88,7 +91,7 @@ def search(config, topology: Topology | None, prices: dict, say) -> dict:
         chosen = changed(config, remat=remat, **fields)
         found = report_of(chosen, topology, prices)
         outcome = "fits" if found["fits"] else "does not fit"
-        say(f"{_shown(fields)} remat {remat}: estimated {seconds:.4f} s; {outcome}")
+        say(f"{shown(fields)} remat {remat}: estimated {seconds:.4f} s; {outcome}")
         tried.append({"mesh": fields, "remat": remat, "fits": found["fits"]})
         if found["fits"]:
             largest = largest_batch(chosen, topology, found, say)
@@ -111,13 +114,19 @@ def search(config, topology: Topology | None, prices: dict, say) -> dict:
 def largest_batch(config, topology: Topology, found: dict, say) -> int:
     """The largest batch that fits, in whole crops a device; 0 if not even one a device does.
 
-    Memory grows by as much with each crop: two small programs tell how many fit, a third proves it.
-    (One that does not fit says little, since the compiler has then tried to squeeze it.)
+    Memory grows by as much with each crop: two programs that fit tell how many do, a third proves
+    it. (One that does not fit says little, since the compiler has then tried to squeeze it.)
     """
     # A crop for every device and micro-batch.
     unit = found["devices"] // found["mesh"]["tensor"] * found["accumulation"]
-    few, more = (_used(config, topology, crops * unit) for crops in (1, 3))
-    guess = int(1 + 2 * (found["hbm_bytes"] - few) / (more - few))
+    if found["fits"]:
+        crops, used = found["batch_size"] // unit, found["used_bytes"]
+    else:
+        crops, used = 1, _used(config, topology, unit)
+    others = crops // 2 or 3
+    while (growth := (_used(config, topology, others * unit) - used) / (others - crops)) <= 0:
+        others = 2 * max(others, crops)
+    guess = int(crops + (found["hbm_bytes"] - used) / growth)
     while guess > 0 and _used(config, topology, guess * unit) > found["hbm_bytes"]:
         say(f"{guess} crops a device do not fit")
         guess -= max(1, guess // 16)
@@ -169,5 +178,6 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _shown(fields: dict) -> str:
+def shown(fields: dict) -> str:
+    """The fields of a mesh for reading."""
     return " x ".join(f"{name} {size}" for name, size in fields.items())

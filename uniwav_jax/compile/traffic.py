@@ -1,7 +1,7 @@
 """Bytes that a step must move: through each device's memory, and between devices, term by term.
 
 Both are of the program as it is designed. What the compiled program sends is read from its text
-(`collectives`), and may be much more: docs/TOPOLOGIES.md names a case.
+(`collectives`), and may be more: see `TILE_ROWS`.
 """
 
 import dataclasses
@@ -23,6 +23,9 @@ from uniwav_jax.parallel.sharding import path_name
 SAVED = {"full": 1, "names": 6, "dots": 12, "none": 40}
 # Values a frame that a layer's forward pass writes and reads once each.
 TOUCHED = 18
+# A TPU keeps matrices in tiles of so many rows. Of weights that fsdp splits into less than whole
+# tiles the compiler pads every shard, and gathers them by adding up: twice the bytes.
+TILE_ROWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +183,11 @@ def exchanges(config, shape: Mapping[str, int], size: Sizes) -> dict[str, Collec
         for name, (kind, axis, count, values) in terms.items()
         if shape[axis] > 1 and count
     }
+
+
+def whole_tiles(config, fsdp: int) -> bool:
+    """Whether so many devices share the rows of every layer's weights in whole tiles."""
+    return all(width % (fsdp * TILE_ROWS) == 0 for _, _, width, _ in _stacks(config))
 
 
 def groups(shape: Mapping[str, int], axis: str) -> np.ndarray:

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from uniwav_jax.errors import UserError
 from uniwav_jax.models.attention import CONTEXT, attention, choose, rotate
+from uniwav_jax.parallel.axes import BATCH_AXES
 
 EPSILON = 1e-5
 # What the backward pass finds saved, from most memory to most computing. A layer's input always is.
@@ -48,6 +49,18 @@ class Compute:
             raise UserError(
                 f"parallel.remat = '{self.remat}' is unknown; choose one of {tuple(REMAT)}."
             )
+
+    def split_rows(self, x: jax.Array) -> jax.Array:
+        """x [batch, ...] with its rows split over the mesh and nothing else.
+
+        Left to itself, the compiler splits wide activations like the weights that make them, and
+        sends those to and fro instead of the weights, which are fewer.
+        """
+        if self.mesh is None:
+            return x
+        return jax.lax.with_sharding_constraint(
+            x, NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
+        )
 
     def linear(self, inputs: int, outputs: int, rngs: nnx.Rngs, kernel_init=None) -> nnx.Linear:
         """Linear layer with bias; Glorot-uniform kernel unless told."""
@@ -94,7 +107,7 @@ def scan(layers, carry: jax.Array, apply: Callable, compute: Compute, inputs=Non
 
     def body(carry, scanned):
         parameters, layer_input = scanned
-        return apply(nnx.merge(graph, parameters), carry, layer_input)
+        return apply(nnx.merge(graph, parameters), compute.split_rows(carry), layer_input)
 
     policy = REMAT[compute.remat]
     if policy is not None:

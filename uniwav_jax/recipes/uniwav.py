@@ -1,6 +1,7 @@
 """The UniWav recipe: L = L_enc + lambda L_dec, one update (system page, section 4)."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +96,11 @@ class System:
         self.depth = config.encoder.depth
         self.decoder_weight = config.objective.decoder_weight
         self.wide = jnp.promote_types(config.training.parameter_dtype, jnp.float32)
-        self.graph, _ = nnx.split(nnx.eval_shape(lambda: self._construct(jax.random.key(0))))
+
+    @functools.cached_property
+    def graph(self) -> nnx.GraphDef:
+        """The model without its parameters."""
+        return nnx.split(nnx.eval_shape(lambda: self._construct(jax.random.key(0))))[0]
 
     def initialize(self, key: jax.Array) -> tuple[dict, dict]:
         """Parameters and slots before the first step; the teacher starts as the student."""

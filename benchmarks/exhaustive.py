@@ -1,0 +1,94 @@
+"""`compile --search` held against compiling everything: every mesh of a topology, one by one.
+
+    python -m benchmarks.exhaustive [--config configs/small.py] [--topology v5e:2x4] [--jobs 2]
+                                    [--config.FIELD=VALUE ...]
+
+Prints each mesh with what the compiled program is predicted to take beside the estimate by which
+the search ranks, and the same for every remat policy on the mesh that the search chose. Exit status
+1: the search chose another mesh than the fastest, or `full` is not slower than `none`.
+"""
+
+import argparse
+import concurrent.futures
+import itertools
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from uniwav_jax import config as configs
+from uniwav_jax.compile import chips, report, search
+from uniwav_jax.models.transformer import REMAT
+
+
+def main() -> int:
+    """Compiles, prints the tables and compares."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/small.py")
+    parser.add_argument("--topology", default="v5e:2x4")
+    parser.add_argument("--jobs", type=int, default=2, help="programs compiled at a time")
+    options, fields = parser.parse_known_args()
+    names = [field.removeprefix("--config.") for field in fields]
+    topology, prices = chips.parse(options.topology), report.read_prices()
+    config = configs.load_config(options.config, names)
+
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = itertools.count()
+
+        def reported(*arguments: str) -> dict:
+            path = pathlib.Path(folder) / f"{next(numbers)}.json"
+            command = ["--config", options.config, "--topology", options.topology, *fields]
+            result = subprocess.run(
+                [sys.executable, "-m", "uniwav_jax", "compile", *command, *arguments]
+                + ["--json", str(path)],
+                capture_output=True,
+                text=True,
+            )
+            if not path.exists():
+                raise SystemExit(f"error: {' '.join(arguments)}: {result.stderr.strip()}")
+            return json.loads(path.read_text())
+
+        def compiled(chosen: dict) -> dict:
+            return reported(*(f"--config.parallel.{name}={x}" for name, x in chosen.items()))
+
+        meshes = search.meshes(config, topology)
+        with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+            searched = pool.submit(reported, "--search")
+            found = list(pool.map(compiled, [{"remat": config.parallel.remat} | m for m in meshes]))
+            chosen = searched.result()["search"]["fields"]
+            by_policy = dict(
+                zip(REMAT, pool.map(compiled, [chosen | {"remat": r} for r in REMAT]), strict=True)
+            )
+
+    print("| mesh | estimated, s | compiled, s | memory | sent, MB |\n|---|---|---|---|---|")
+    for fields, row in zip(meshes, found, strict=True):
+        known = report.estimate(search.changed(config, **fields), topology, prices)
+        print(_row(search.shown(fields), known["predicted_step_seconds"], row))
+    print("\n| remat | executed FLOPs | compiled, s | memory | sent, MB |\n|---|---|---|---|---|")
+    for policy, row in by_policy.items():
+        print(_row(policy, row["executed_flops"], row))
+
+    fitting = [row for row in found if row["fits"]]
+    fastest = min(row["predicted_step_seconds"] for row in fitting)
+    own = found[meshes.index({name: chosen[name] for name in meshes[0]})]
+    print(
+        f"\nthe search chose {search.shown(chosen)}: {own['predicted_step_seconds']:.4g} s; "
+        f"the fastest of {len(found)} meshes takes {fastest:.4g} s"
+    )
+    seconds = {policy: row["predicted_step_seconds"] for policy, row in by_policy.items()}
+    return int(own["predicted_step_seconds"] > fastest or seconds["full"] <= seconds["none"])
+
+
+def _row(name: str, figure: float, found: dict) -> str:
+    sent = sum(row["sent_bytes"] for row in found["collectives"].values())
+    return (
+        f"| {name} | {figure:.4g} | {found['predicted_step_seconds']:.4g} | "
+        f"{found['hbm_share']:.1%}{'' if found['fits'] else ', does not fit'} | {sent / 1e6:,.1f} |"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
