@@ -10,8 +10,9 @@ export MALLOC_MMAP_MAX_ ?= 0
 export MALLOC_TRIM_THRESHOLD_ ?= 8589934592
 export MALLOC_ARENA_MAX ?= 1
 
-# Tests in so many processes; those of one file stay together, since they share what they set up.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Tests in so many processes; those of one file stay together, since they share what they set up,
+# and files keep their order: the longest have few tests and would come last otherwise.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all test-slow topologies lint goldens clean
 

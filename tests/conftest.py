@@ -59,7 +59,7 @@ def small_shards(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def small_run(small_shards, tmp_path_factory) -> pathlib.Path:
-    """A finished run of six steps on `small_shards`; not to be changed."""
+    """A finished run of six steps on `small_shards`, with all telemetry; not to be changed."""
     folder = tmp_path_factory.mktemp("small") / "run"
-    runs.train(small_shards, folder)
+    runs.train(small_shards, folder, telemetry__tensorboard=True, telemetry__samples=1)
     return folder

@@ -36,10 +36,12 @@ SMALL = {
     "telemetry.validate_every": 3,
     "telemetry.validation_batches": 2,
     "telemetry.samples_every": 100,
-    "telemetry.samples": 1,
+    "telemetry.samples": 0,
+    "telemetry.tensorboard": False,
     "evaluation.evaluations": 4,
     "evaluation.griffin_lim_iterations": 4,
     "optimizer.warmup": 1.0,
+    "parallel.unroll": 1,
 }
 
 

@@ -22,12 +22,9 @@ ENDLESS = {
     "encoder__depth": 1,
     "teacher__targets": 1,
     "objective__decoder_weight": 0.0,
-    "parallel__unroll": 1,
     "features__statistics_positions": 16,
     "telemetry__validate_every": 1_000_000,
     "telemetry__validation_batches": 1,
-    "telemetry__samples": 0,
-    "telemetry__tensorboard": False,
 }
 
 

@@ -71,7 +71,7 @@ def train(shards, workdir, *arguments, processes=1, devices=1, x64=False, **chan
     command = [sys.executable, "-m", "launch.local", "--processes", str(processes)]
     command += ["--devices-per-process", str(devices), "--", "train"]
     command += ["--config", "configs/tiny.py", "--data", str(shards), "--workdir", str(workdir)]
-    command += [*runs.fields(telemetry__tensorboard=False, **changed), *arguments]
+    command += [*runs.fields(**changed), *arguments]
     result = subprocess.run(
         command,
         cwd=runs.ROOT,
@@ -96,8 +96,6 @@ LONG = dict(
     training__batch_size=8,
     checkpoint__every=25,
     telemetry__validate_every=100,
-    telemetry__samples_every=1000,
-    telemetry__samples=0,
     x64=True,
 )
 
@@ -138,7 +136,7 @@ def test_another_process_count_or_mesh_is_the_same_run_in_float64(small_shards, 
 @pytest.mark.slow
 def test_the_first_steps_agree_in_float32(small_shards, tmp_path):
     """Ten steps to 1e-6; later ones can't, since nearest-codeword ties flip."""
-    short = dict(training__steps=10, telemetry__validate_every=100, telemetry__samples=0)
+    short = dict(training__steps=10, telemetry__validate_every=100)
     train(small_shards, tmp_path / "one", **short)
     train(small_shards, tmp_path / "two", processes=2, **short)
     train(small_shards, tmp_path / "mesh", devices=4, parallel__fsdp=2, parallel__tensor=2, **short)

@@ -221,8 +221,6 @@ class Attempt:
             training__steps=steps,
             checkpoint__every=EVERY,
             telemetry__validate_every=3 * EVERY,
-            telemetry__samples_every=10 * steps,
-            telemetry__tensorboard=False,
         )
         self.began = time.time()
         with open(self.log, "wb") as log:

@@ -69,8 +69,6 @@ def train(shards, folder, step, *arguments, **changed):
         *arguments,
         training__steps=step + AFTER,
         checkpoint__every=12,
-        telemetry__samples=0,
-        telemetry__tensorboard=False,
         telemetry__spike_score=20.0,
         # Fewer than come before the step, so that the bad record is not part of the statistics.
         features__statistics_positions=64,

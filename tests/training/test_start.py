@@ -29,8 +29,6 @@ from uniwav_jax.training.telemetry import read_rows
 
 TINY = str(runs.ROOT / "configs" / "tiny.py")
 QUICK = {
-    "telemetry__tensorboard": False,
-    "telemetry__samples": 0,
     "telemetry__validate_every": 6,
     "parallel__unroll": 1,
 }

@@ -176,7 +176,7 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoints_before_it_are_whole(
     before = arrays(folder, 3)
     arguments = [sys.executable, "-m", "uniwav_jax", "train", "--config", "configs/tiny.py"]
     arguments += ["--data", str(small_shards), "--workdir", str(folder)]
-    arguments += runs.fields(telemetry__tensorboard=False)
+    arguments += runs.fields()
     result = subprocess.run(
         ["sh", "-c", 'ulimit -f 60; exec "$@"', "sh", *arguments],
         cwd=runs.ROOT,
