@@ -19,6 +19,7 @@ COMMANDS = {
     "replay": "one step of a run again: gradients, first non-finite tensor, worst examples",
     "trained-on": "whether a run has been trained on a recording, and at which steps",
     "compile": "whether the train step fits a topology that is not there, how fast, at what cost",
+    "export": "a run as a Hugging Face directory for PyTorch, compared with JAX",
     "infill": "generate a gap of an audio file from what surrounds it",
 }
 

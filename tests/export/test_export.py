@@ -1,0 +1,118 @@
+"""Exports against JAX, and what becomes of them in PyTorch."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tests import runs
+from uniwav_jax.config import load_config
+from uniwav_jax.export import directory, parity, weights
+from uniwav_jax.recipes.uniwav import GROUP, SLOT
+from uniwav_jax.tasks import pretrained as runs_of
+from uniwav_jax.tasks.pretrained import Pretrained
+from uniwav_jax.training.program import state_maker
+
+pytest.importorskip("transformers", reason="pip install -e '.[export]' to run this")
+
+MODELS = {
+    "rope": [],
+    "conv": ["encoder.positions=conv", "encoder.position_groups=4", "encoder.depth=3"],
+    "without_decoder": ["objective.decoder_weight=0", "encoder.positions=conv+rope"],
+    "without_layers": ["encoder.depth=0", "decoder.depth=4"],
+}
+
+
+def made_up(*fields: str) -> Pretrained:
+    """A model none of whose parameters is zero or one, as if it had been trained."""
+    fields = [*(field.removeprefix("--config.") for field in runs.fields()), *fields]
+    config = load_config("configs/tiny.py", fields)
+    state = jax.jit(state_maker(config))()
+    rng = np.random.default_rng(0)
+
+    def moved(x):
+        floats = np.issubdtype(x.dtype, np.floating)
+        return np.asarray(x) + (0.1 * rng.normal(size=x.shape)).astype(x.dtype) if floats else x
+
+    params, slots = jax.tree.map(moved, jax.device_get((state.params, state.slots)))
+    if SLOT in slots:
+        slots[SLOT]["codebooks"]["counts"] = 1 + np.abs(slots[SLOT]["codebooks"]["counts"])
+    channels = config.features.channels
+    statistics = {
+        "mean": rng.normal(-5, 1, channels).astype(np.float32),
+        "deviation": rng.uniform(1, 2, channels).astype(np.float32),
+    }
+    return Pretrained(config, 7, params, slots, statistics)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name == "rope" else []) for name in MODELS],
+)
+def test_every_model_is_the_same_in_pytorch(name, tmp_path):
+    model = made_up(*MODELS[name])
+    directory.write(model, tmp_path)
+    rows = parity.check(model, tmp_path)
+    assert all(row.holds for row in rows), parity.text(rows)
+    shown = {row.what for row in rows}
+    assert ("generate" in shown) == (name != "without_decoder")
+    assert ("codewords that differ" in shown) == (name != "without_layers")
+
+
+@pytest.mark.parametrize(
+    "chosen", [pytest.param("student", marks=pytest.mark.slow), "teacher"]
+)
+def test_one_of_both_encoders(chosen, tmp_path):
+    model = made_up()
+    directory.write(model, tmp_path, chosen)
+    rows = parity.check(directory.shown_by(model, chosen), tmp_path)
+    assert all(row.holds for row in rows), parity.text(rows)
+    torch, exported, _ = parity.load(tmp_path)
+    x = torch.zeros(1, 5, model.config.features.channels)
+    refused = exported.codewords if chosen == "student" else exported.generate
+    with pytest.raises(ValueError, match="this export holds"):
+        refused(x)
+
+
+def test_a_wrong_weight_is_seen(tmp_path):
+    model = made_up()
+    directory.write(model, tmp_path)
+    encoder = model.params[GROUP]["encoder"]
+    bias = encoder["layers"]["attention"]["out"]["bias"].copy()
+    bias[1, 3] += 1e-3
+    layers = {**encoder["layers"]}
+    layers["attention"] = {**layers["attention"]}
+    layers["attention"]["out"] = {**layers["attention"]["out"], "bias": bias}
+    changed = {GROUP: {**model.params[GROUP], "encoder": {**encoder, "layers": layers}}}
+    rows = parity.check(dataclasses.replace(model, params=changed), tmp_path)
+    missed = {(row.dtype, row.what) for row in rows if not row.holds}
+    assert {("float64", "a block"), ("float32", "a block"), ("float64", "generate")} <= missed
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back_to_the_bit(name):
+    model = made_up(*MODELS[name])
+    held = directory.tensors(model)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params[GROUP])
+    back = weights.from_torch(held, abstract)
+    jax.tree.map(np.testing.assert_array_equal, back, model.params[GROUP])
+
+
+def test_the_command(small_run, tmp_path):
+    out = tmp_path / "export"
+    result = runs.run("uniwav_jax", "export", "--workdir", small_run, "--output", out)
+    assert "float64" in result.stdout and "MISSED" not in result.stdout
+    assert all(row["holds"] for row in json.loads((out / "parity.json").read_text()))
+    torch, model, extractor = parity.load(out)
+    wave = np.random.default_rng(1).normal(size=12_345).astype(np.float32)
+    found = extractor(wave, sampling_rate=16_000, return_tensors="pt")
+    output = model(**found, output_hidden_states=True)
+    (expected,) = runs_of.load(small_run).encode([wave])
+    layers = torch.stack(output.hidden_states[1:])[:, 0].detach().numpy()
+    np.testing.assert_allclose(layers, expected["layers"], atol=2e-4)
+    with pytest.raises(ValueError, match="8000 Hz and the model takes 16000"):
+        extractor(wave, sampling_rate=8_000)
+    result = runs.run("uniwav_jax", "export", "--workdir", small_run, "--output", out, status=2)
+    assert "exists; name a new folder" in result.stderr

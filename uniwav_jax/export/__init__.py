@@ -1,0 +1,1 @@
+"""Out of JAX: a run as a Hugging Face directory, and back."""

@@ -1,0 +1,124 @@
+"""A run as a Hugging Face directory: weights, configs and code."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import numpy as np
+
+from data_pipelines.files import atomic_write
+from uniwav_jax.errors import UserError
+from uniwav_jax.export import weights
+from uniwav_jax.recipes.uniwav import GROUP, SLOT
+from uniwav_jax.tasks.pretrained import Pretrained
+
+FORMAT = 1
+WEIGHTS = ("all", "student", "teacher")
+CODE = pathlib.Path(__file__).parent / "huggingface"
+FILES = ("configuration_uniwav.py", "modeling_uniwav.py", "feature_extraction_uniwav.py")
+
+
+def tensors(pretrained: Pretrained, chosen: str = "all") -> dict[str, np.ndarray]:
+    """Name -> array of what is exported.
+
+    Args:
+      pretrained: the run.
+      chosen: "all"; "student", without what finds codewords; or "teacher", whose layers then are
+        the encoder's, without what only the student has (final norm, heads, decoder).
+
+    Raises:
+      UserError: an encoder without layers has no teacher.
+    """
+    params, slot = pretrained.params[GROUP], pretrained.slots.get(SLOT)
+    if chosen == "teacher":
+        if slot is None:
+            raise UserError("this run has no teacher: its encoder has no layers.")
+        encoder = {**params["encoder"], "layers": slot["teacher"]}
+        del encoder["final_norm"]
+        return weights.to_torch({"encoder": encoder, "codebooks": slot["codebooks"]})
+    student = {**params, "heads": {}} if chosen == "student" else params
+    held = {"teacher": slot["teacher"], "codebooks": slot["codebooks"]} if slot else {}
+    return weights.to_torch(student | (held if chosen == "all" else {}))
+
+
+def shown_by(pretrained: Pretrained, chosen: str) -> Pretrained:
+    """A run whose encoder is the one that an export shows."""
+    if chosen != "teacher":
+        return pretrained
+    params = pretrained.params[GROUP]
+    encoder = {**params["encoder"], "layers": pretrained.slots[SLOT]["teacher"]}
+    changed = {**pretrained.params, GROUP: {**params, "encoder": encoder}}
+    return dataclasses.replace(pretrained, params=changed)
+
+
+def model_config(config, chosen: str) -> dict:
+    """config.json."""
+    layers = config.encoder.depth
+    codewords = layers and chosen != "student"
+    decoder = config.objective.decoder_weight and chosen != "teacher"
+    return {
+        "architectures": ["UniWavModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_uniwav.UniWavConfig",
+            "AutoModel": "modeling_uniwav.UniWavModel",
+            "AutoModelForCTC": "modeling_uniwav.UniWavForCTC",
+        },
+        "model_type": "uniwav",
+        "dtype": str(config.training.parameter_dtype),
+        "format_version": FORMAT,
+        "channels": config.features.channels,
+        "encoder_depth": layers,
+        "encoder_width": config.encoder.width,
+        "encoder_heads": config.encoder.heads,
+        "positions": config.encoder.positions,
+        "position_layers": config.encoder.position_layers,
+        "position_groups": config.encoder.position_groups,
+        "position_kernel": config.encoder.position_kernel,
+        "weights": chosen,
+        "targets": config.teacher.targets if codewords else 0,
+        "codewords": config.codebooks.size,
+        "decoder_depth": config.decoder.depth if decoder else 0,
+        "decoder_width": config.decoder.width,
+        "decoder_heads": config.decoder.heads,
+        "time_channels": config.decoder.time_channels,
+        "sigma_min": config.decoder.sigma_min,
+    }
+
+
+def extractor_config(config, statistics: dict) -> dict:
+    """preprocessor_config.json."""
+    features = config.features
+    return {
+        "auto_map": {"AutoFeatureExtractor": "feature_extraction_uniwav.UniWavFeatureExtractor"},
+        "feature_extractor_type": "UniWavFeatureExtractor",
+        "feature_size": features.channels,
+        "sampling_rate": features.sample_rate,
+        "padding_value": 0.0,
+        "hop": features.hop,
+        "window": features.window,
+        "low_hz": features.low_hz,
+        "high_hz": features.high_hz,
+        "floor": features.floor,
+        "mean": np.asarray(statistics["mean"], np.float64).tolist(),
+        "deviation": np.asarray(statistics["deviation"], np.float64).tolist(),
+    }
+
+
+def write(pretrained: Pretrained, output: pathlib.Path, chosen: str = "all") -> None:
+    """Writes what `AutoModel.from_pretrained(output, trust_remote_code=True)` reads."""
+    from safetensors.numpy import save_file
+
+    output.mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        with atomic_write(output / name) as temporary:
+            shutil.copyfile(CODE / name, temporary)
+    configs = {
+        "config.json": model_config(pretrained.config, chosen),
+        "preprocessor_config.json": extractor_config(pretrained.config, pretrained.statistics),
+    }
+    for name, content in configs.items():
+        with atomic_write(output / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(output / "model.safetensors") as temporary:
+        save_file(tensors(pretrained, chosen), temporary, metadata={"format": "pt"})

@@ -1,0 +1,1 @@
+"""What an exported directory carries: needs torch and transformers alone, never JAX."""
