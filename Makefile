@@ -14,7 +14,7 @@ export MALLOC_ARENA_MAX ?= 1
 # and files keep their order: the longest have few tests and would come last otherwise.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-slow topologies lint goldens clean
+.PHONY: demo test test-all test-slow test-long topologies lint goldens clean
 
 # CORPUS=DIR takes your own audio instead of synthetic speech, and needs nothing under a GPL.
 ifdef CORPUS
@@ -25,7 +25,7 @@ demo: $(VENV)/.installed-speech
 	$(BIN)/python -m launch.demo
 endif
 
-# Everything but the slow tests.
+# Everything but the slow and the long tests.
 test: $(VENV)/.installed-test
 	$(PYTEST)
 
@@ -33,7 +33,11 @@ test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m slow
 
 test-all: $(VENV)/.installed-test
-	$(PYTEST) -m "slow or not slow"
+	$(PYTEST) -m "not long"
+
+# Tortures and big compiles, minutes each; before a release.
+test-long: $(VENV)/.installed-test
+	$(PYTEST) -m long
 
 # Every config on the topologies recommended for it, compiled without them: docs/TOPOLOGIES.md.
 topologies: $(VENV)/.installed-tpu
@@ -45,7 +49,7 @@ lint: $(VENV)/.installed-test
 # Writes anew what tests compare with, where it is text: look at the difference.
 goldens: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/test_golden.py tests/launch/test_recipes.py \
-		tests/compile/test_programs.py -m "slow or not slow" --update-golden
+		tests/compile/test_programs.py -m "slow or long or not slow" --update-golden
 
 $(VENV)/.installed-%: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -15,6 +15,10 @@ from tests import runs  # noqa: E402
 # Eight faked devices, so that sharded programs run in the same process; set before JAX starts.
 jax.config.update("jax_num_cpu_devices", 8)
 
+# What one test has compiled others need not.
+jax.config.update("jax_compilation_cache_dir", str(runs.CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
 
 # Programs that a shell starts in the background ignore Ctrl-C, and so would those that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -189,7 +189,7 @@ def test_what_becomes_of_a_job(ends, asked, state):
     assert supervisor.verdict(ends, asked, 2) == state
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_four_processes_of_two_devices(pod):
     """As a pod: SIGTERM to one, SIGKILL to another one, and on to the end."""
     pod.submit(4, 2, **ENDLESS | {"training__steps": 200, "checkpoint__every": 20})

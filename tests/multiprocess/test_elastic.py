@@ -100,7 +100,7 @@ LONG = dict(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_process_count_or_mesh_is_the_same_run_in_float64(small_shards, tmp_path):
     """1 -> 2 -> 4 -> 1 processes, and data=4 -> fsdp=4 -> fsdp=2,tensor=2: 100 steps to 1e-9."""
     train(small_shards, tmp_path / "one", **LONG)

@@ -7,8 +7,11 @@ from uniwav_jax.compile.chips import GIB, Topology
 from uniwav_jax.errors import UserError
 from uniwav_jax.models.transformer import REMAT
 
-# So many of the best candidates are compiled before the search gives up.
-ATTEMPTS = 6
+# So many candidates are compiled at most.
+ATTEMPTS = 8
+# By how much an estimate may be above the fastest one for its mesh to be compiled as well:
+# estimates are up to 20 % above what is compiled (docs/PERFORMANCE.md).
+SLACK = 1.3
 # Wider than this, tensor parallelism would leave the chips of one host.
 WIDEST_TENSOR = 8
 
@@ -72,10 +75,13 @@ def candidates(config, topology: Topology, prices: dict) -> list[tuple[float, di
 
 
 def search(config, topology: Topology | None, prices: dict, say) -> dict:
-    """The fastest mesh and policy that fit at the config's batch, and then the largest batch.
+    """The fastest mesh that fits at the config's batch, and then the largest batch.
+
+    Of each mesh that is estimated to be about as fast as the fastest, the fastest policy that fits
+    is compiled; the compiled programs decide.
 
     Returns:
-      The report of the first, with `search`: the fields to set, the estimates of all candidates
+      The report of the fastest, with `search`: the fields to set, the estimates of all candidates
       and `largest_batch_size`.
 
     Raises:
@@ -84,31 +90,35 @@ def search(config, topology: Topology | None, prices: dict, say) -> dict:
     if topology is None or topology.chip.platform != "tpu":
         raise UserError("--search compiles for TPU topologies; name one with --topology.")
     ranked = candidates(config, topology, prices)
-    tried = []
+    tried, fitting = [], []
     for seconds, fields, remat in ranked:
-        if len(tried) == ATTEMPTS:
+        if len(tried) == ATTEMPTS or fitting and seconds > SLACK * ranked[0][0]:
             break
-        chosen = changed(config, remat=remat, **fields)
-        found = report_of(chosen, topology, prices)
-        outcome = "fits" if found["fits"] else "does not fit"
-        say(f"{shown(fields)} remat {remat}: estimated {seconds:.4f} s; {outcome}")
-        tried.append({"mesh": fields, "remat": remat, "fits": found["fits"]})
+        if any(fields == chosen for _, _, chosen, _ in fitting):
+            continue  # with a policy that is estimated to be faster
+        found = report_of(changed(config, remat=remat, **fields), topology, prices)
+        compiled = found["predicted_step_seconds"]
+        outcome = f"compiled {compiled:.4g} s" if found["fits"] else "does not fit"
+        say(f"{shown(fields)} remat {remat}: estimated {seconds:.4g} s; {outcome}")
+        tried.append({"mesh": fields, "remat": remat, "fits": found["fits"], "seconds": compiled})
         if found["fits"]:
-            largest = largest_batch(chosen, topology, found, say)
-            return found | {
-                "search": {
-                    "fields": {"remat": remat, **fields},
-                    "largest_batch_size": largest,
-                    "compiled": tried,
-                    "candidates": [
-                        {"seconds": s, "mesh": f, "remat": r} for s, f, r in ranked
-                    ],
-                }
-            }
-    raise UserError(
-        f"nothing fits: of {len(ranked)} meshes and remat policies the {len(tried)} fastest were "
-        f"compiled for {topology.name}; take more chips, or a smaller --config.training.batch_size."
-    )
+            fitting.append((compiled, len(fitting), fields, found))
+    if not fitting:
+        raise UserError(
+            f"nothing fits: of {len(ranked)} meshes and remat policies the {len(tried)} fastest "
+            f"were compiled for {topology.name}; take more chips, or a smaller "
+            "--config.training.batch_size."
+        )
+    _, _, fields, found = min(fitting)
+    chosen = {"remat": found["remat"], **fields}
+    return found | {
+        "search": {
+            "fields": chosen,
+            "largest_batch_size": largest_batch(changed(config, **chosen), topology, found, say),
+            "compiled": tried,
+            "candidates": [{"seconds": s, "mesh": f, "remat": r} for s, f, r in ranked],
+        }
+    }
 
 
 def largest_batch(config, topology: Topology, found: dict, say) -> int:
