@@ -103,6 +103,23 @@ def json_bytes(value: Any) -> bytes:
     return f"{text}\n".encode()
 
 
+def write_tensors(
+    path: str | os.PathLike, tensors: dict[str, Any], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes NumPy arrays as safetensors, atomically, with the mode of any other new file.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    from safetensors.numpy import save_file
+
+    with atomic_write(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(tensors, temporary, metadata=metadata)  # readable by its owner alone
+        temporary.chmod(mode)
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """Reads JSON.
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "trained-on": "whether a run has been trained on a recording, and at which steps",
     "compile": "whether the train step fits a topology that is not there, how fast, at what cost",
     "export": "a run as a Hugging Face directory for PyTorch, compared with JAX",
+    "import": "an exported directory as a run again, to begin others from",
     "infill": "generate a gap of an audio file from what surrounds it",
 }
 

@@ -5,17 +5,20 @@
     model = AutoModel.from_pretrained("DIR", trust_remote_code=True)
     extractor = AutoFeatureExtractor.from_pretrained("DIR", trust_remote_code=True)
 
-The directory is loaded again and compared with JAX, the encoder layer by layer and the whole from
-end to end, in float64, float32 and bfloat16 (DIR/parity.json). Exit status: 1: a figure is missed.
+The directory is loaded again and compared with JAX, layer by layer and from end to end, in float64,
+float32 and bfloat16 (DIR/parity.json). DIR/README.md is the model card: config, data with licences,
+evaluation, ancestry. Exit status: 1 when a figure is missed.
 """
 
-import json
 import pathlib
 import shutil
 import sys
 import tempfile
 
 from uniwav_jax.errors import UserError
+
+# Files of --audio that are compared.
+MOST_FILES = 64
 
 
 def add_arguments(parser) -> None:
@@ -28,26 +31,44 @@ def add_arguments(parser) -> None:
         help="export that encoder alone; default: student, teacher, codebooks and decoder",
     )
     parser.add_argument("--output", required=True, help="the folder to write; a new one")
+    parser.add_argument(
+        "--audio", help="a file or folder on which the features are compared as well"
+    )
+    parser.add_argument(
+        "--accept-licences",
+        action="store_true",
+        help="export a model of data under non-commercial or share-alike licences",
+    )
 
 
 def run(options) -> int:
     """Writes, compares, and puts the folder in its place."""
-    from data_pipelines.files import atomic_write
-    from uniwav_jax.export import directory, parity
+    from data_pipelines.files import file_digest, write_json
+    from uniwav_jax.export import card, directory, parity
     from uniwav_jax.tasks.pretrained import load
 
     output, chosen = pathlib.Path(options.output), options.weights or "all"
     if output.exists():
         raise UserError(f"--output {output} exists; name a new folder.")
+    parity.packages()  # noticed before a checkpoint is read
     pretrained = load(options.workdir, options.step)
+    training = card.facts(options.workdir, pretrained.step)
+    restricted = card.restricted(training["meta"]["licences"])
+    if restricted and not options.accept_licences:
+        raise UserError(
+            f"the run was trained on data under {', '.join(restricted)}, which ask something of "
+            "whoever passes the model on; --accept-licences exports it, with all of them named."
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as beside:
         folder = pathlib.Path(beside) / "export"
-        directory.write(pretrained, folder, chosen)
-        rows = parity.check(directory.shown_by(pretrained, chosen), folder)
+        directory.write(pretrained, folder, chosen, training)
+        rows = _compared(directory.shown_by(pretrained, chosen), folder, options.audio)
         found = [{**vars(row), "holds": row.holds} for row in rows]
-        with atomic_write(folder / "parity.json") as temporary:
-            temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        digest = file_digest(folder / directory.WEIGHTS_FILE)
+        write_json(folder / "parity.json", {"weights_sha256": digest, "rows": found})
+        card_text = card.text(pretrained, training, chosen, rows)
+        (folder / "README.md").write_text(card_text, encoding="utf-8")
         print(parity.text(rows))
         if not all(row.holds for row in rows):
             print("error: the export differs from JAX; nothing was written.", file=sys.stderr)
@@ -55,3 +76,23 @@ def run(options) -> int:
         shutil.move(folder, output)
     print(f"{output}: step {pretrained.step}, {chosen}")
     return 0
+
+
+def _compared(pretrained, folder: pathlib.Path, audio: str | None) -> list:
+    import jax
+
+    from uniwav_jax.export import parity, reference
+    from uniwav_jax.tasks.audio import find_audio, read_audio
+
+    rate = pretrained.config.features.sample_rate
+    noise = reference.white_noise(rate)
+    rows = parity.check(folder, lambda dtype: reference.compute(pretrained, noise, dtype))
+    if audio is None:
+        return rows
+    waves = [read_audio(path, rate) for path in find_audio(audio)[:MOST_FILES]]
+
+    def log_mel(wave, dtype):
+        with jax.enable_x64(dtype == "float64"):
+            return jax.device_get(pretrained.inference.feature(wave[None].astype(dtype)))[0]
+
+    return rows + parity.check_log_mel(folder, waves, log_mel)

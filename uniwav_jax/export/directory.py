@@ -1,13 +1,12 @@
-"""A run as a Hugging Face directory: weights, configs and code."""
+"""A run as a Hugging Face directory: weights, configs, code, and what the run was."""
 
 import dataclasses
-import json
 import pathlib
 import shutil
 
 import numpy as np
 
-from data_pipelines.files import atomic_write
+from data_pipelines.files import write_json, write_tensors
 from uniwav_jax.errors import UserError
 from uniwav_jax.export import weights
 from uniwav_jax.recipes.uniwav import GROUP, SLOT
@@ -16,6 +15,7 @@ from uniwav_jax.tasks.pretrained import Pretrained
 FORMAT = 1
 WEIGHTS = ("all", "student", "teacher")
 CODE = pathlib.Path(__file__).parent / "huggingface"
+WEIGHTS_FILE = "model.safetensors"
 FILES = ("configuration_uniwav.py", "modeling_uniwav.py", "feature_extraction_uniwav.py")
 
 
@@ -52,8 +52,8 @@ def shown_by(pretrained: Pretrained, chosen: str) -> Pretrained:
     return dataclasses.replace(pretrained, params=changed)
 
 
-def model_config(config, chosen: str) -> dict:
-    """config.json."""
+def model_config(config, chosen: str, training: dict) -> dict:
+    """config.json; `training` says what the run was (`card.facts`)."""
     layers = config.encoder.depth
     codewords = layers and chosen != "student"
     decoder = config.objective.decoder_weight and chosen != "teacher"
@@ -83,6 +83,7 @@ def model_config(config, chosen: str) -> dict:
         "decoder_heads": config.decoder.heads,
         "time_channels": config.decoder.time_channels,
         "sigma_min": config.decoder.sigma_min,
+        "training": training,
     }
 
 
@@ -105,20 +106,15 @@ def extractor_config(config, statistics: dict) -> dict:
     }
 
 
-def write(pretrained: Pretrained, output: pathlib.Path, chosen: str = "all") -> None:
+def write(
+    pretrained: Pretrained, output: pathlib.Path, chosen: str = "all", training: dict | None = None
+) -> None:
     """Writes what `AutoModel.from_pretrained(output, trust_remote_code=True)` reads."""
-    from safetensors.numpy import save_file
-
     output.mkdir(parents=True, exist_ok=True)
     for name in FILES:
-        with atomic_write(output / name) as temporary:
-            shutil.copyfile(CODE / name, temporary)
-    configs = {
-        "config.json": model_config(pretrained.config, chosen),
-        "preprocessor_config.json": extractor_config(pretrained.config, pretrained.statistics),
-    }
-    for name, content in configs.items():
-        with atomic_write(output / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    with atomic_write(output / "model.safetensors") as temporary:
-        save_file(tensors(pretrained, chosen), temporary, metadata={"format": "pt"})
+        shutil.copyfile(CODE / name, output / name)
+    write_json(output / "config.json", model_config(pretrained.config, chosen, training))
+    preprocessing = extractor_config(pretrained.config, pretrained.statistics)
+    write_json(output / "preprocessor_config.json", preprocessing)
+    held = {name: np.ascontiguousarray(x) for name, x in tensors(pretrained, chosen).items()}
+    write_tensors(output / WEIGHTS_FILE, held, metadata={"format": "pt"})

@@ -1,33 +1,39 @@
-"""Whether an exported directory is the same model: PyTorch against JAX on the same audio.
+"""Whether an exported directory is the same model: PyTorch against what JAX computed.
 
-A figure is max |difference| / RMS over the valid frames. The encoder's layers are fed with what
-JAX has before them, so that a fault is found where it is.
+    python -m uniwav_jax.export.parity DIR REFERENCES
+
+compares where there is no JAX; REFERENCES holds float64.safetensors and so on, by `reference`.
+
+A figure is max |difference| / RMS over the valid frames. Blocks are fed with what JAX has before
+them, so that a fault is found where it is.
 """
 
 import dataclasses
 import pathlib
+import sys
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from uniwav_jax.errors import UserError
-from uniwav_jax.recipes.inference import Inference, noise, stripes
-from uniwav_jax.tasks.pretrained import Pretrained
 
-# Seconds of the utterances; all but the longest are padded.
-SECONDS = (2.31, 1.17, 0.43)
-GENERATION = {"evaluations": 8, "guidance": 0.7, "solver": "midpoint"}
-GAP_FRAMES = 10
+DTYPES = ("float64", "float32", "bfloat16")
+# What is generated, and where the vector field is compared layer by layer.
+GENERATION = {"evaluations": 4, "guidance": 0.7, "solver": "midpoint"}
+TIME = 0.37
 BARS = {
     "float64": {"log-mel": 1e-9, "a block": 1e-9, "layers": 1e-9, "z": 1e-9, "generate": 1e-7},
     "float32": {"log-mel": 1e-5, "a block": 1e-5, "layers": 1e-4, "z": 1e-4, "generate": 1e-3},
 }
-# Share of the codewords that may differ.
+# Share of the codewords that may differ, each of them a near tie: so close are the distances.
 DIFFERENT = {"float64": 0.0, "float32": 1e-3}
+NEAR = 1e-4
 # Of bfloat16: its error against its own float32, in errors of JAX's.
 HALF = 1.5
+# Of log-mel of real audio in float32, against float64: what counts as off, the share of the bins
+# that may be, and the largest error in JAX's largest.
+OFF, SHARE_OFF, LARGEST = 2e-4, 1e-3, 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,36 +51,41 @@ class Row:
         return self.figure <= self.bar
 
 
-def check(pretrained: Pretrained, folder: pathlib.Path, seed: int = 0) -> list[Row]:
-    """The table of an exported directory against the run it was made of.
+def check(folder: pathlib.Path, reference: Callable[[str], dict[str, np.ndarray]]) -> list[Row]:
+    """The table of an exported directory.
+
+    Args:
+      folder: the directory.
+      reference: dtype -> what JAX computes in it, by `reference.compute`.
 
     Raises:
       UserError: torch or transformers is not installed.
     """
-    rng, rate = np.random.default_rng(seed), pretrained.config.features.sample_rate
-    waves = [0.1 * rng.normal(size=int(seconds * rate)) for seconds in SECONDS]
-    rows, jax_found, torch_found = [], {}, {}
-    for dtype in ("float64", "float32", "bfloat16"):
-        jax_found[dtype] = of_jax(pretrained, waves, dtype)
-        torch_found[dtype] = of_torch(folder, jax_found[dtype], waves, dtype)
-    for dtype, bars in BARS.items():
-        ours, theirs = jax_found[dtype], torch_found[dtype]
-        for what, bar in bars.items():
+    rows, half = [], {}
+    for dtype in DTYPES:
+        ours = reference(dtype)
+        theirs = of_torch(folder, ours, dtype)
+        valid = ours["valid"]
+        for what, bar in BARS.get(dtype, {}).items():
             if what in theirs:
-                figure = distance(theirs[what], ours[what], ours["valid"])
-                rows.append(Row(dtype, what, figure, bar))
-        if "codewords" in theirs:
-            different = (theirs["codewords"] != ours["codewords"]) & ours["valid"]
-            share = different.sum() / (ours["valid"].sum() * len(different))
+                expected = ours["layers"][1:] if what == "a block" else ours[what]
+                rows.append(Row(dtype, what, distance(theirs[what], expected, valid), bar))
+        if "a decoder block" in theirs and dtype in BARS:
+            figure = distance(theirs["a decoder block"], ours["decoder streams"][1:], valid)
+            rows.append(Row(dtype, "a decoder block", figure, BARS[dtype]["a block"]))
+        if "codewords" in theirs and dtype in BARS:
+            different = (theirs["codewords"] != ours["codewords"]) & valid
+            share = different.sum() / (valid.sum() * len(different))
             rows.append(Row(dtype, "codewords that differ", float(share), DIFFERENT[dtype]))
-    for what in ("layers", "z"):
-        if what in torch_found["bfloat16"]:
-            error = {}
-            for name, found in (("jax", jax_found), ("torch", torch_found)):
-                half, whole = found["bfloat16"], found["float32"]
-                error[name] = distance(half[what], whole[what], jax_found["float32"]["valid"])
-            figure = error["torch"] / error["jax"]
-            rows.append(Row("bfloat16", f"{what}: errors of JAX's", figure, HALF))
+            apart = gap(theirs["codewords"], ours, theirs["codebooks"], different)
+            rows.append(Row(dtype, "how far from a tie these are", apart, NEAR))
+        half[dtype] = {what: (ours[what], theirs[what]) for what in ("layers", "z") if what in ours}
+    for what, found in half["bfloat16"].items():
+        # The rounding of the input is JAX's in both.
+        jax_error, torch_error = (
+            distance(found[side], half["float32"][what][side], valid) for side in (0, 1)
+        )
+        rows.append(Row("bfloat16", f"{what}: errors of JAX's", torch_error / jax_error, HALF))
     return rows
 
 
@@ -90,77 +101,96 @@ def distance(found: np.ndarray, expected: np.ndarray, valid: np.ndarray) -> floa
     )
 
 
-def of_jax(pretrained: Pretrained, waves: list[np.ndarray], dtype: str) -> dict[str, np.ndarray]:
-    """What JAX makes of `waves`, computing in `dtype`: x, valid, log-mel, layers (h0 first) ..."""
-    wide = "float64" if dtype == "float64" else "float32"
-    config = pretrained.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.training.update(compute_dtype=dtype, parameter_dtype=wide)
-    longest = max(map(len, waves))
-    waveform = np.stack([np.pad(wave, (0, longest - len(wave))) for wave in waves])
-    samples = np.array([len(wave) for wave in waves])
-    with jax.enable_x64(wide == "float64"):
-        inference = Inference(config)
-        params, slots, statistics = jax.tree.map(
-            lambda x: np.asarray(x, wide if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype),
-            jax.device_get((pretrained.params, pretrained.slots, pretrained.statistics)),
-        )
+def gap(codewords: np.ndarray, ours: dict, codebooks: np.ndarray, different: np.ndarray) -> float:
+    """How much farther one of two codewords is than the other, where these differ: the largest.
 
-        @jax.jit
-        def compute(params, slots, waveform):
-            x, valid = inference.surface(statistics, waveform, samples)
-            known = jnp.zeros_like(valid)
-            h, streams = inference.encode(params, x, valid, known)
-            found = {"x": x, "valid": valid, "log-mel": inference.feature(waveform)}
-            found["layers"] = h[None] if streams is None else jnp.concatenate([h[None], streams])
-            if streams is not None:
-                found["codewords"] = inference.codewords(params, slots, x, valid)
-            if config.objective.decoder_weight:
-                mask = valid & stripes(x.shape[1], GAP_FRAMES)[0]
-                noises = [noise(row, *x.shape[1:], x.dtype) for row in range(len(x))]
-                found |= {"mask": mask, "x0": jnp.stack(noises)}
-                found["z"] = inference.condition(params, x, valid, known)
-                z = inference.condition(params, x, valid, mask)
-                found["generate"] = inference.generate(
-                    params, x, valid, mask, z, found["x0"], **GENERATION
-                )
-            return found
+    Args:
+      codewords: of PyTorch [targets, batch, frames]; JAX's are in `ours`, with their targets.
+      codebooks: [targets, codewords, width].
+      different: bool [targets, batch, frames].
 
-        found = jax.device_get(compute(params, slots, waveform.astype(wide)))
-    found["a block"] = found["layers"][1:]
-    half = jnp.bfloat16
-    return {name: x.astype(np.float32) if x.dtype == half else x for name, x in found.items()}
+    Returns:
+      |difference of the squared distances| / the squared distance; 0 if none differ.
+    """
+    target, row, frame = np.nonzero(different)
+    at = ours["targets"][target, row, frame].astype(np.float64)
+    one, other = (
+        ((at - codebooks[target, chosen[target, row, frame]]) ** 2).sum(-1)
+        for chosen in (codewords, ours["codewords"])
+    )
+    return float(np.max(np.abs(one - other) / other, initial=0.0))
+
+
+def check_log_mel(folder: pathlib.Path, waves: list[np.ndarray], ours: Callable) -> list[Row]:
+    """Rows for the features of real audio in float32, whose silences go down to rounding.
+
+    Args:
+      folder: the exported directory.
+      waves: [samples] each.
+      ours: (wave, dtype) -> JAX's log-mel [frames, channels].
+    """
+    torch, transformers = packages()
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(
+        folder, trust_remote_code=True, local_files_only=True
+    )
+    off = bins = 0
+    largest = {"jax": 0.0, "torch": 0.0}
+    for wave in waves:
+        exact = ours(wave, "float64")
+        found = {
+            "jax": ours(wave, "float32"),
+            "torch": extractor.log_mel(torch.tensor(wave, dtype=torch.float32)[None])[0].numpy(),
+        }
+        errors = {name: np.abs(x.astype(np.float64) - exact) for name, x in found.items()}
+        off, bins = off + (errors["torch"] > OFF).sum(), bins + exact.size
+        largest = {name: max(largest[name], errors[name].max()) for name in errors}
+    return [
+        Row("float32", "log-mel of audio: share off", float(off / bins), SHARE_OFF),
+        Row("float32", "its errors of JAX's", float(largest["torch"] / largest["jax"]), LARGEST),
+    ]
 
 
 def of_torch(
-    folder: pathlib.Path, ours: dict[str, np.ndarray], waves: list[np.ndarray], dtype: str
+    folder: pathlib.Path, ours: dict[str, np.ndarray], dtype: str
 ) -> dict[str, np.ndarray]:
     """The same of an exported directory, from JAX's features, condition apart."""
     torch, model, extractor = load(folder)
-    wide = torch.float64 if dtype == "float64" else torch.float32
-    model = model.to(getattr(torch, dtype)).eval()
+    narrow, wide = getattr(torch, dtype), torch.float64 if dtype == "float64" else torch.float32
+    model = model.to(narrow).eval()
     x, valid = torch.tensor(ours["x"], dtype=wide), torch.tensor(ours["valid"])
     with torch.no_grad():
-        padded = torch.nn.utils.rnn.pad_sequence(
-            [torch.tensor(wave, dtype=wide) for wave in waves], batch_first=True
-        )
         output = model(x, valid, output_hidden_states=True)
-        before = torch.tensor(ours["layers"]).to(getattr(torch, dtype))
+        before = torch.tensor(ours["layers"]).to(narrow)
         blocks = [f(h, valid)[0] for f, h in zip(model.encoder.layers, before[:-1], strict=True)]
         found = {
-            "log-mel": extractor.log_mel(padded),
+            "log-mel": extractor.log_mel(torch.tensor(ours["waveform"])),
             "layers": torch.stack(output.hidden_states),
         }
         if blocks:
             found["a block"] = torch.stack(blocks)
         if model.config.targets:
             found["codewords"] = model.codewords(x, valid)
+            found["codebooks"] = model.codebook_sums / model.codebook_counts[..., None]
         if output.condition is not None:
             found["z"] = output.condition
-            x0 = torch.tensor(ours["x0"], dtype=wide)
-            mask = torch.tensor(ours["mask"])
-            found["generate"] = model.generate(x, valid, mask, noise=x0, **GENERATION)
-    return {name: value.to(torch.float64).numpy() for name, value in found.items()}
+            streams = torch.tensor(ours["decoder streams"]).to(narrow)
+            found["a decoder block"] = torch.stack(_decoder_blocks(model.decoder, streams, valid))
+            noise, mask = torch.tensor(ours["noise"], dtype=wide), torch.tensor(ours["mask"])
+            found["generate"] = model.generate(x, valid, mask, noise=noise, **GENERATION)
+    exact = {name: x.to(torch.float64) if x.is_floating_point() else x for name, x in found.items()}
+    return {name: value.numpy() for name, value in exact.items()}
+
+
+def _decoder_blocks(decoder, streams, valid) -> list:
+    """What follows each of the streams, which lie before the layers of the first half and after
+    those of the second; the last of the first half and the first of the second are one block."""
+    half = len(streams) // 2
+    modulation = decoder.modulations(streams.new_full((streams.shape[1],), TIME))[1]
+    after = [f(h, valid, modulation) for f, h in zip(decoder.first_half, streams, strict=False)]
+    before = [after.pop(), *streams[half:-1]]
+    for layer, h, skipped in zip(decoder.second_half, before, streams[:half].flip(0), strict=True):
+        after.append(layer.after_skip(h, skipped, valid, modulation))
+    return after
 
 
 def load(folder: pathlib.Path) -> tuple[Any, Any, Any]:
@@ -169,23 +199,47 @@ def load(folder: pathlib.Path) -> tuple[Any, Any, Any]:
     Raises:
       UserError: torch or transformers is not installed.
     """
+    torch, transformers = packages()
+    options = {"trust_remote_code": True, "local_files_only": True}
+    model = transformers.AutoModel.from_pretrained(folder, **options)
+    return torch, model, transformers.AutoFeatureExtractor.from_pretrained(folder, **options)
+
+
+def packages() -> tuple[Any, Any]:
+    """torch and transformers.
+
+    Raises:
+      UserError: one is not installed.
+    """
     try:
         import torch
-        from transformers import AutoFeatureExtractor, AutoModel
+        import transformers
     except ImportError as error:
         raise UserError(
             "comparing an export with JAX needs torch and transformers; install them with "
             "pip install -e '.[export]'."
         ) from error
-    options = {"trust_remote_code": True, "local_files_only": True}
-    model = AutoModel.from_pretrained(folder, **options)
-    return torch, model, AutoFeatureExtractor.from_pretrained(folder, **options)
+    return torch, transformers
 
 
 def text(rows: list[Row]) -> str:
     """The table for reading."""
-    lines = [f"{'dtype':10}{'what':28}{'figure':>12}{'at most':>12}"]
+    lines = [f"{'dtype':10}{'what':36}{'figure':>12}{'at most':>12}"]
     for row in rows:
         mark = "" if row.holds else "  MISSED"
-        lines.append(f"{row.dtype:10}{row.what:28}{row.figure:12.2e}{row.bar:12.1e}{mark}")
+        lines.append(f"{row.dtype:10}{row.what:36}{row.figure:12.2e}{row.bar:12.1e}{mark}")
     return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """The table of one directory; 1 when a figure is missed."""
+    from safetensors.numpy import load_file
+
+    folder, references = map(pathlib.Path, arguments)
+    rows = check(folder, lambda dtype: load_file(references / f"{dtype}.safetensors"))
+    print(text(rows))
+    return int(not all(row.holds for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

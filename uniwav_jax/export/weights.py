@@ -23,7 +23,7 @@ RENAMED = (
 
 
 def to_torch(tree) -> dict[str, np.ndarray]:
-    """Name -> array of every leaf of a tree of parameters."""
+    """Name -> array of every leaf of a tree of parameters; views, where the leaves are NumPy's."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name, array = path_name(path), np.asarray(leaf)
@@ -53,7 +53,7 @@ def from_torch(tensors: dict[str, np.ndarray], abstract):
         if missing:
             raise UserError(f"the export lacks the tensor {missing[0]}.")
         parts = [_turned(name, tensors[each]) for each in names]
-        array = np.stack(parts) if stack else parts[0]
+        array = np.stack(parts) if stack else np.ascontiguousarray(parts[0])
         if array.shape != shape.shape:
             raise UserError(
                 f"the tensor {names[0]} does not have the shape that the config asks for."
@@ -71,4 +71,4 @@ def _name(path: str) -> str:
 
 def _turned(path: str, array: np.ndarray) -> np.ndarray:
     turned = path.endswith("/kernel") and not path.startswith("heads/")
-    return np.ascontiguousarray(array.T if turned else array)
+    return array.T if turned else array

@@ -46,12 +46,23 @@ class Inference:
         model = nnx.merge(self.graph, params[GROUP])
         return model.condition(*self.encode(params, x, valid, mask))
 
-    def codewords(self, params, slots, x: jax.Array, valid: jax.Array) -> jax.Array:
-        """Codeword ids int32 [targets, B, T] of the teacher on clean input."""
+    def targets(self, params, slots, x: jax.Array, valid: jax.Array) -> jax.Array:
+        """The teacher's normalised outputs on clean input [targets, B, T, D]."""
         model = nnx.merge(self.graph, params[GROUP])
         outputs = model.teacher_outputs(slots[SLOT]["teacher"], x, valid)
-        targets = self_distillation.instance_norm(outputs, valid)
+        return self_distillation.instance_norm(outputs, valid)
+
+    def codewords(self, params, slots, x: jax.Array, valid: jax.Array) -> jax.Array:
+        """Codeword ids int32 [targets, B, T] of the teacher on clean input."""
+        targets = self.targets(params, slots, x, valid)
         return self_distillation.nearest_codeword(targets, slots[SLOT]["codebooks"])
+
+    def decoder_streams(
+        self, params, x_t: jax.Array, z: jax.Array, t: jax.Array, valid: jax.Array
+    ) -> jax.Array:
+        """Residual streams of the vector field [decoder depth, B, T, D], as `Decoder` has them."""
+        model = nnx.merge(self.graph, params[GROUP])
+        return model.decoder(x_t, z, t, valid, with_streams=True)[1]
 
     def generate(
         self,

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from data_pipelines.files import atomic_write
+from data_pipelines.files import atomic_write, write_tensors
 from uniwav_jax.tasks.audio import read_audio
 from uniwav_jax.tasks.pretrained import Pretrained
 
@@ -23,8 +23,6 @@ def extract(pretrained: Pretrained, paths: list[str], output: pathlib.Path) -> i
     Returns:
       The number of files.
     """
-    from safetensors.numpy import save_file
-
     output.mkdir(parents=True, exist_ok=True)
     rate = pretrained.config.features.sample_rate
     files = []
@@ -49,8 +47,7 @@ def extract(pretrained: Pretrained, paths: list[str], output: pathlib.Path) -> i
                     "frames": pretrained.frames(samples),
                 }
             )
-        with atomic_write(output / name) as temporary:
-            save_file(tensors, temporary)
+        write_tensors(output / name, tensors)
     index = {
         "format": FORMAT,
         "step": pretrained.step,

@@ -63,6 +63,11 @@ def claim_workdir(
     run = {"id": uuid.uuid4().hex[:12], "origin": origin, "extended": []}
     if path.exists():
         run = read_run(workdir)
+        if run.get("imported"):
+            raise UserError(
+                f"{workdir} was imported from an export, which holds no state of the optimiser; "
+                f"begin a new run with --init-from {workdir}."
+            )
         changed = configs.identity_difference(run["config"], config.to_dict())
         before = run["config"].training.steps
         if extend_to is not None and before < extend_to:
@@ -93,14 +98,22 @@ def claim_workdir(
     if content:
         with atomic_write(workdir / EXCLUDED) as temporary:
             temporary.write_bytes(content)
-    run |= {
-        "format": FORMAT,
-        "config": config.to_dict(),
-        "data_fingerprint": mixture.fingerprint,
-        "excluded": hashlib.sha256(content).hexdigest() if content else "",
-    }
+    return write_run(
+        workdir,
+        run
+        | {
+            "config": config.to_dict(),
+            "data_fingerprint": mixture.fingerprint,
+            "excluded": hashlib.sha256(content).hexdigest() if content else "",
+        },
+    )
+
+
+def write_run(workdir: pathlib.Path, run: dict) -> dict:
+    """Writes RUN/run.json with the format and the digest of `run`; returns it."""
+    run = run | {"format": FORMAT}
     run["digest"] = content_digest(run)
-    write_json(path, run)
+    write_json(workdir / "run.json", run)
     return run
 
 
@@ -239,19 +252,29 @@ def start_facts(config, arguments: dict) -> dict:
     }
 
 
-def checkpoint_meta(config, mixture, statistics: dict, ancestry: list[dict]) -> dict:
-    """What a checkpoint says of itself; `ancestry` from the newest origin to the oldest."""
+def checkpoint_meta(
+    config, mixture, statistics: dict, ancestry: list[dict], inherited: list[dict]
+) -> dict:
+    """What a checkpoint says of itself.
+
+    Args:
+      config, mixture, statistics: of the run.
+      ancestry: from the newest origin to the oldest.
+      inherited: attributions of the data behind the newest origin.
+    """
+    attributions = [
+        {name: getattr(part, name) for name in ("name", "source", "attribution", "fingerprint")}
+        | {"licences": list(part.licences)}
+        for part in mixture.parts
+    ]
+    attributions += [one for one in inherited if one not in attributions]
     return {
         "ancestry": ancestry,
         "config": config.to_dict(),
         "statistics": statistics,
         "corpora": list(mixture.corpora),
-        "attributions": [
-            {name: getattr(part, name) for name in ("name", "source", "attribution", "fingerprint")}
-            | {"licences": list(part.licences)}
-            for part in mixture.parts
-        ],
-        "licences": list(mixture.licences),
+        "attributions": attributions,
+        "licences": sorted({name for one in attributions for name in one["licences"]}),
         "commit": code_version()[0],
         "versions": versions(),
     }

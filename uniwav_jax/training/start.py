@@ -82,7 +82,8 @@ def origin_of(start: Start, config, prepared: Program, say) -> dict:
     Returns:
       what, kind, run (absolute path), run_id, step, position (slots drawn from the order), reset
       (what starts anew; "statistics" also where the source has other features), parameters,
-      skip_slots (of the source), ancestors (newest first).
+      skip_slots (of the source), attributions (of all data behind the source), ancestors (newest
+      first).
 
     Raises:
       UserError: no such run or checkpoint, a damaged one, or one that does not fit.
@@ -106,7 +107,7 @@ def origin_of(start: Start, config, prepared: Program, say) -> dict:
             raise UserError(f"--{start.kind} {start.source}: that run has no whole checkpoint.")
         newest = processes.agree("source", lambda: checkpoints.latest, PATIENCE)
         chosen = int(step) if step else newest
-        ancestors = checkpoints.meta(chosen)["ancestry"]
+        meta = checkpoints.meta(chosen)
         position = checkpoints.data(chosen)["position"]
     return {
         "what": start.what,
@@ -118,7 +119,8 @@ def origin_of(start: Start, config, prepared: Program, say) -> dict:
         "reset": reset,
         "parameters": start.parameters,
         "skip_slots": [list(pair) for pair in run["config"].data.skip_slots],
-        "ancestors": list(ancestors),
+        "attributions": list(meta["attributions"]),
+        "ancestors": list(meta["ancestry"]),
     }
 
 
@@ -126,8 +128,13 @@ def ancestry(origin: dict | None) -> list[dict]:
     """The origins of a run, newest first, for a checkpoint's meta."""
     if origin is None:
         return []
-    own = {name: value for name, value in origin.items() if name != "ancestors"}
+    own = {name: origin[name] for name in origin if name not in ("ancestors", "attributions")}
     return [own, *origin["ancestors"]]
+
+
+def attributions(origin: dict | None) -> list[dict]:
+    """Of the data behind the newest origin; a run.json from before they were kept has none."""
+    return origin.get("attributions", []) if origin else []
 
 
 def first_step(origin: dict | None) -> int:

@@ -135,7 +135,9 @@ def train(
         if statistics is None:
             statistics = data.feature_statistics(config, mixture, say)
         constants = data.as_constants(config, statistics, mixture, meshes.replicated(mesh))
-        meta = record.checkpoint_meta(config, mixture, statistics, starts.ancestry(origin))
+        meta = record.checkpoint_meta(
+            config, mixture, statistics, starts.ancestry(origin), starts.attributions(origin)
+        )
         step = first
 
         def open_folder() -> None:

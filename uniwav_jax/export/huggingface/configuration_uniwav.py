@@ -3,6 +3,8 @@
 from transformers import PretrainedConfig
 
 FORMAT = 1
+# What `from_pretrained` passes beside the fields of every configuration.
+GIVEN = {"name_or_path", "attn_implementation", "torch_dtype", "auto_map", "trust_remote_code"}
 
 
 class UniWavConfig(PretrainedConfig):
@@ -19,6 +21,7 @@ class UniWavConfig(PretrainedConfig):
       targets, codewords: codebooks and their size; 0 without a teacher.
       decoder_depth, decoder_width, decoder_heads, time_channels: of the decoder; depth 0 for none.
       sigma_min: of the flow-matching path.
+      training: what the run was: config, data, licences, ancestry.
       vocab_size, ctc_loss_reduction, ctc_zero_infinity, pad_token_id: of a CTC head.
     """
 
@@ -43,6 +46,7 @@ class UniWavConfig(PretrainedConfig):
         decoder_heads: int = 12,
         time_channels: int = 256,
         sigma_min: float = 1e-5,
+        training: dict | None = None,
         vocab_size: int = 32,
         ctc_loss_reduction: str = "mean",
         ctc_zero_infinity: bool = True,
@@ -55,6 +59,9 @@ class UniWavConfig(PretrainedConfig):
                 f"config.json has format {format_version}, and this code knows {FORMAT}; use the "
                 "modelling files that lie beside it."
             )
+        unknown = sorted(kwargs.keys() - PretrainedConfig().to_dict().keys() - GIVEN)
+        if unknown:
+            raise ValueError(f"config.json has the unknown field '{unknown[0]}'; remove it.")
         self.format_version = format_version
         self.channels = channels
         self.encoder_depth = encoder_depth
@@ -72,6 +79,7 @@ class UniWavConfig(PretrainedConfig):
         self.decoder_heads = decoder_heads
         self.time_channels = time_channels
         self.sigma_min = sigma_min
+        self.training = training
         self.vocab_size = vocab_size
         self.ctc_loss_reduction = ctc_loss_reduction
         self.ctc_zero_infinity = ctc_zero_infinity

@@ -4,8 +4,13 @@ Shapes: B utterances, T frames, C feature channels, D width.
 """
 
 import dataclasses
+import hashlib
+import json
+import os
+import pathlib
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -178,6 +183,12 @@ class AdaptiveLayer(nn.Module):
         x = x + gate_1 * self.attention(layer_norm(x) * (1 + scale_1) + shift_1, valid)
         return x + gate_2 * self.feed_forward(layer_norm(x) * (1 + scale_2) + shift_2)
 
+    def after_skip(
+        self, x: Tensor, skipped: Tensor, valid: Tensor | None, modulation: Tensor
+    ) -> Tensor:
+        """A layer of the second half: x joined with the input of its partner in the first."""
+        return self(self.skip(torch.cat([x, skipped], dim=-1)), valid, modulation)
+
 
 class Decoder(nn.Module):
     """The vector field v(x_t, z, t): a Transformer with U-Net skips."""
@@ -200,18 +211,44 @@ class Decoder(nn.Module):
         """x_t [B, T, C], z [B, T, D], t [B] in 0 ... 1 -> [B, T, C]."""
         dtype = self.input.weight.dtype
         h = zeroed(self.input(torch.cat([x.to(dtype), condition.to(dtype)], dim=-1)), valid)
-        e = self.time_in(time_features(t, self.time_channels).to(dtype))
-        e = self.time_out(functional.silu(e))
-        modulation = self.modulation(functional.silu(e)).view(len(e), 6, -1)
+        e, modulation = self.modulations(t)
         inputs = []
         for layer in self.first_half:
             inputs.append(h)
             h = layer(h, valid, modulation)
         for layer in self.second_half:
-            h = layer.skip(torch.cat([h, inputs.pop()], dim=-1))
-            h = layer(h, valid, modulation)
+            h = layer.after_skip(h, inputs.pop(), valid, modulation)
         shift, scale = (e[:, None] + self.output_table[:, None, None]).unbind(0)
         return self.output(layer_norm(h) * (1 + scale) + shift)
+
+    def modulations(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """t [B] -> e [B, D], and what modulates all layers [B, 6, D]."""
+        e = self.time_in(time_features(t, self.time_channels).to(self.input.weight.dtype))
+        e = self.time_out(functional.silu(e))
+        return e, self.modulation(functional.silu(e)).view(len(e), 6, -1)
+
+
+def check_weights(folder: pathlib.Path) -> None:
+    """Raises ValueError unless the safetensors files of a directory are whole; reads no tensor."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} has no model.safetensors; other weights are not loaded.")
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is damaged ({error}); fetch it again.") from error
+    # Written by the export; a model that PyTorch saved elsewhere has none.
+    measured = folder / "parity.json"
+    if measured.is_file():
+        expected = json.loads(measured.read_text())["weights_sha256"]
+        with open(folder / "model.safetensors", "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                raise ValueError(
+                    f"{folder}/model.safetensors is not what parity.json was measured on; fetch "
+                    "both again, or remove parity.json if the weights were changed on purpose."
+                )
 
 
 class UniWavPreTrainedModel(PreTrainedModel):
@@ -222,6 +259,18 @@ class UniWavPreTrainedModel(PreTrainedModel):
     main_input_name = "input_features"
     _no_split_modules = ["EncoderLayer", "AdaptiveLayer"]
     _supports_sdpa = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As of every model, but that a directory is looked at first, and nothing is unpickled.
+
+        Raises:
+          ValueError: no weights as safetensors, damaged ones, or others than were exported.
+        """
+        if os.path.isdir(pretrained_model_name_or_path):
+            check_weights(pathlib.Path(pretrained_model_name_or_path))
+        kwargs["use_safetensors"] = True
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Conv1d)):

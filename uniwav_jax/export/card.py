@@ -1,0 +1,122 @@
+"""What an exported model was trained on and how: the facts of a checkpoint, and the model card."""
+
+import json
+import pathlib
+import re
+
+from data_pipelines.files import read_json
+from uniwav_jax.export import parity
+from uniwav_jax.tasks import report
+from uniwav_jax.tasks.pretrained import Pretrained
+from uniwav_jax.training.checkpoint import Checkpoints
+from uniwav_jax.training.record import LOCAL_FIELDS, read_run
+
+# Licences that ask something of whoever passes the model on.
+RESTRICTED = re.compile(r"(?i)\b(NC|SA)\b|non-?commercial|share-?alike|GPL")
+USE = '''```python
+from transformers import AutoFeatureExtractor, AutoModel
+
+extractor = AutoFeatureExtractor.from_pretrained("DIR", trust_remote_code=True)
+model = AutoModel.from_pretrained("DIR", trust_remote_code=True)
+features = extractor(wave, sampling_rate={rate}, return_tensors="pt")
+hidden_states = model(**features, output_hidden_states=True).hidden_states
+```'''
+
+
+def facts(workdir, step: int) -> dict:
+    """What config.json keeps of a run under `training`; paths of this machine are left out.
+
+    Returns:
+      run (id, config, data fingerprint, origin), step, data (position in the order of examples and
+      fingerprint), meta (ancestry, corpora with attributions and licences, commit, versions),
+      evaluation: the result of this step, or None.
+    """
+    run = read_run(workdir)
+    with Checkpoints(pathlib.Path(workdir) / "checkpoints", run["config"]) as checkpoints:
+        meta, data = checkpoints.meta(step), checkpoints.data(step)
+    config = run["config"].copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict(dict.fromkeys(LOCAL_FIELDS, ""))
+    path = pathlib.Path(workdir) / "evaluation.json"
+    results = read_json(path) if path.is_file() else []
+    origin = run["origin"] and _without_paths(run["origin"])
+    found = {
+        "run": {"id": run["id"], "data_fingerprint": run["data_fingerprint"], "origin": origin},
+        "step": step,
+        "data": {"position": data["position"], "fingerprint": data["fingerprint"]},
+        "meta": {
+            "ancestry": [_without_paths(one) for one in meta["ancestry"]],
+            **{name: meta[name] for name in ("corpora", "licences", "commit", "versions")},
+            "attributions": list(meta["attributions"]),
+        },
+        "evaluation": next((one for one in results if one["step"] == step), None),
+    }
+    found["run"]["config"] = config.to_dict()
+    return json.loads(json.dumps(found))  # tuples become lists, as they will be read
+
+
+def restricted(licences: list[str]) -> list[str]:
+    """Those that are non-commercial, share-alike or copyleft."""
+    return [licence for licence in licences if RESTRICTED.search(licence)]
+
+
+def text(model: Pretrained, about: dict, chosen: str, rows: list[parity.Row]) -> str:
+    """README.md.
+
+    Args:
+      model: the run.
+      about: from `facts`.
+      chosen: which weights are exported.
+      rows: of the comparison with JAX.
+    """
+    meta, licences = about["meta"], about["meta"]["licences"]
+    of_all = "student, teacher, codebooks" + " and decoder" * bool(
+        model.config.objective.decoder_weight
+    )
+    held = of_all if chosen == "all" else f"the {chosen} alone"
+    lines = [
+        *("---", "library_name: transformers", "tags: [audio, speech, uniwav]", "license: other"),
+        *("---", "", "# UniWav", ""),
+        "A representation encoder and a generative decoder, pre-trained jointly on unlabelled "
+        f"speech. Step {about['step']} of run {about['run']['id']}; this export holds {held}.",
+        *("", USE.replace("{rate}", str(model.config.features.sample_rate)), "", "## Data", ""),
+        "| corpus | licences | fingerprint | attribution |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {one['name']} | {', '.join(one['licences'])} | {one['fingerprint'][:12]} | "
+        f"{_cell(one['attribution'] or one['source'])} |"
+        for one in meta["attributions"]
+    ]
+    lines += ["", f"Fingerprint of the run's data: {about['data']['fingerprint']}."]
+    if restricted(licences):
+        lines += ["", f"**Restricted by: {', '.join(restricted(licences))}.**"]
+    lines += ["", "## Ancestry", ""]
+    lines += [
+        f"* {one['kind']} {one['run']} ({one['run_id']}), step {one['step']}"
+        for one in meta["ancestry"]
+    ] or ["Trained from nothing."]
+    lines += ["", "## Evaluation", ""]
+    if about["evaluation"]:
+        lines += ["```", report.table(about["evaluation"]), "```"]
+    else:
+        lines += ["Not evaluated at this step."]
+    lines += ["", "## Against JAX", "", "```", parity.text(rows), "```"]
+    config = json.dumps(about["run"]["config"], indent=1, sort_keys=True)
+    versions = ", ".join(f"{name} {version}" for name, version in meta["versions"].items())
+    lines += ["", "## Training", "", f"Code {meta['commit']}; {versions}.", ""]
+    lines += ["```json", config, "```", ""]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _without_paths(origin: dict) -> dict:
+    # The folder's name says enough; where it lay is nobody's business.
+    name = pathlib.Path(origin["run"]).name
+    found = origin | {"run": name, "what": f"--{origin['kind']} {name}"}
+    if "ancestors" in origin:
+        found["ancestors"] = [_without_paths(one) for one in origin["ancestors"]]
+    return found

@@ -1,0 +1,96 @@
+"""What JAX computes for the comparison with an exported directory (`parity`)."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uniwav_jax.export.parity import GENERATION, TIME
+from uniwav_jax.recipes.inference import Inference, noise, stripes
+from uniwav_jax.tasks.pretrained import Pretrained
+
+# Seconds of the utterances; all but the longest are padded.
+SECONDS = (2.31, 1.17, 0.43)
+GAP_FRAMES = 10
+
+
+def white_noise(sample_rate: int, seed: int = 0) -> list[np.ndarray]:
+    """Utterances of `SECONDS`, float64."""
+    rng = np.random.default_rng(seed)
+    return [0.1 * rng.normal(size=int(seconds * sample_rate)) for seconds in SECONDS]
+
+
+def compute(pretrained: Pretrained, waves: list[np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+    """Everything that is compared, for utterances padded to the longest.
+
+    Args:
+      pretrained: the run. Its kernels are widened layer by layer, so that a large model in float64
+        needs little more memory than in float32.
+      waves: [samples] each.
+      dtype: "float64", "float32" or "bfloat16".
+
+    Returns:
+      waveform [B, samples] and lengths [B]; x [B, T, C], valid [B, T], log-mel; layers
+      [1 + depth, B, T, D], h0 first; codewords [K, B, T] and the targets they stand for; with a
+      decoder: z, mask, noise x0 and what is generated in the mask; streams of the decoder at TIME.
+      Arrays computed in bfloat16 are float32.
+    """
+    wide = "float64" if dtype == "float64" else "float32"
+    config = pretrained.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.training.update(compute_dtype=dtype, parameter_dtype=wide)
+    longest = max(map(len, waves))
+    waveform = np.stack([np.pad(wave, (0, longest - len(wave))) for wave in waves]).astype(wide)
+    lengths = np.array([len(wave) for wave in waves])
+    with jax.enable_x64(wide == "float64"):
+        given = jax.device_get((pretrained.params, pretrained.slots, pretrained.statistics))
+        given = jax.tree_util.tree_map_with_path(lambda path, x: _widened(path, x, wide), given)
+        program = jax.jit(_program(config), static_argnums=2)
+        found = jax.device_get(program(given, waveform, tuple(lengths)))
+    half = jnp.bfloat16
+    found = {name: x.astype(np.float32) if x.dtype == half else x for name, x in found.items()}
+    return found | {"waveform": waveform, "lengths": lengths}
+
+
+def write(pretrained: Pretrained, waves: list[np.ndarray], dtype: str, path: pathlib.Path) -> None:
+    """`compute` as a safetensors file, for `python -m uniwav_jax.export.parity`."""
+    from safetensors.numpy import save_file
+
+    found = compute(pretrained, waves, dtype)
+    save_file({name: np.ascontiguousarray(x) for name, x in found.items()}, path)
+
+
+def _program(config):
+    inference = Inference(config)
+
+    def program(given, waveform, lengths):
+        params, slots, statistics = given
+        x, valid = inference.surface(statistics, waveform, jnp.array(lengths))
+        unmasked = jnp.zeros_like(valid)
+        h, streams = inference.encode(params, x, valid, unmasked)
+        found = {"x": x, "valid": valid, "log-mel": inference.feature(waveform)}
+        found["layers"] = h[None] if streams is None else jnp.concatenate([h[None], streams])
+        if streams is not None:
+            found["targets"] = inference.targets(params, slots, x, valid)
+            found["codewords"] = inference.codewords(params, slots, x, valid)
+        if config.objective.decoder_weight:
+            mask = valid & stripes(x.shape[1], GAP_FRAMES)[0]
+            x0 = jnp.stack([noise(row, *x.shape[1:], x.dtype) for row in range(len(x))])
+            found |= {"mask": mask, "noise": x0}
+            found["z"] = inference.condition(params, x, valid, unmasked)
+            time = jnp.full(len(x), TIME, x.dtype)
+            found["decoder streams"] = inference.decoder_streams(
+                params, x, found["z"], time, valid
+            )
+            z = inference.condition(params, x, valid, mask)
+            found["generate"] = inference.generate(params, x, valid, mask, z, x0, **GENERATION)
+        return found
+
+    return program
+
+
+def _widened(path, x: np.ndarray, dtype: str) -> np.ndarray:
+    if jax.tree_util.keystr(path[-1:]) == "['kernel']" or not np.issubdtype(x.dtype, np.floating):
+        return x
+    return x.astype(dtype)
