@@ -18,10 +18,10 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # CORPUS=DIR takes your own audio instead of synthetic speech, and needs nothing under a GPL.
 ifdef CORPUS
-demo: $(VENV)/.installed-core
+demo: $(VENV)/.installed-export
 	$(BIN)/python -m launch.demo --corpus "$(CORPUS)"
 else
-demo: $(VENV)/.installed-speech
+demo: $(VENV)/.installed-speech,export
 	$(BIN)/python -m launch.demo
 endif
 

@@ -1,4 +1,4 @@
-"""The whole system on a laptop: corpus, training, evaluation, generated speech.
+"""The whole system on a laptop: corpus, training, evaluation, generated speech, export.
 
     python -m launch.demo [--runs runs/demo] [--corpus DIR] [--steps 2000] [--without-bars]
 
@@ -61,6 +61,10 @@ def main() -> int:
         *("uniwav_jax", "infill", "--workdir", run, "--input", true, "--output", generated[1]),
         *("--from", f"{gap[0]:.2f}", "--to", f"{gap[1]:.2f}"),
     )
+    exported = runs / "demo" / "export"
+    if not exported.exists():  # by the demo before, of the same run
+        arguments = ("--workdir", run, "--output", str(exported), "--audio", true)
+        seconds["export"] = command("uniwav_jax", "export", *arguments)
 
     evaluation = json.loads((runs / "demo" / "evaluation.json").read_text())
     missed = print_bars(evaluation) if judged else []
@@ -69,6 +73,7 @@ def main() -> int:
     print(f"         {sum(seconds.values()):.0f} in all; peak memory {peak:.1f} GiB")
     print(f"pictures: {run}/evaluation.png, {run}/samples/*.png")
     print(f"sounds:   {true}, {generated[0]}, {generated[1]}")
+    print(f"PyTorch:  {exported}; {parity_line(exported)}")
     print(f"numbers:  {run}/evaluation.json; curves: tensorboard --logdir {run}/tensorboard")
     return 1 if missed else 0
 
@@ -107,6 +112,18 @@ def write_example(shards: str, path: pathlib.Path) -> tuple[str, float]:
     with atomic_write(path) as temporary:
         soundfile.write(temporary, record.waveform(), record.sample_rate, format="WAV")
     return str(path), record.samples / record.sample_rate
+
+
+def parity_line(exported: pathlib.Path) -> str:
+    """How far an exported model is from JAX."""
+    rows = json.loads((exported / "parity.json").read_text())["rows"]
+    worst = {}
+    for row in rows:
+        if row["what"] in ("layers", "z", "generate"):
+            worst[row["dtype"]] = max(row["figure"], worst.get(row["dtype"], 0.0))
+    differences = ", ".join(f"{worst[dtype]:.1g} in {dtype}" for dtype in ("float64", "float32"))
+    held = sum(row["holds"] for row in rows)
+    return f"at most {differences} from JAX; {held} of {len(rows)} figures hold"
 
 
 def bars(evaluation: dict) -> list[tuple[str, float, float, bool]]:

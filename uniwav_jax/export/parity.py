@@ -219,6 +219,7 @@ def packages() -> tuple[Any, Any]:
             "comparing an export with JAX needs torch and transformers; install them with "
             "pip install -e '.[export]'."
         ) from error
+    transformers.utils.logging.disable_progress_bar()
     return torch, transformers
 
 
