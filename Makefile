@@ -1,6 +1,7 @@
 # Two commands: `make demo` and `make test`. Each sets itself up.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_TORCH ?= .venv-torch
 BIN := $(VENV)/bin
 export JAX_PLATFORMS ?= cpu
 # glibc keeps the large buffers of each step, in huge pages, instead of mapping and clearing them
@@ -57,5 +58,13 @@ $(VENV)/.installed-%: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable "$(if $(filter core,$*),.,.[$*])"
 	touch $@
 
+# What somebody has who uses exported directories: no JAX, and nothing of this project.
+$(VENV_TORCH)/.installed: .ci/constraints.txt
+	test -x $(VENV_TORCH)/bin/python || $(PYTHON) -m venv $(VENV_TORCH)
+	$(VENV_TORCH)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV_TORCH)/bin/python -m pip install --quiet --constraint .ci/constraints.txt \
+		torch transformers accelerate safetensors numpy
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV_TORCH) runs

@@ -21,6 +21,7 @@ COMMANDS = {
     "compile": "whether the train step fits a topology that is not there, how fast, at what cost",
     "export": "a run as a Hugging Face directory for PyTorch, compared with JAX",
     "import": "an exported directory as a run again, to begin others from",
+    "export-onnx": "the encoder of an exported directory as an ONNX file, compared with PyTorch",
     "infill": "generate a gap of an audio file from what surrounds it",
 }
 

@@ -14,9 +14,15 @@ from uniwav_jax.tasks.pretrained import Pretrained
 
 FORMAT = 1
 WEIGHTS = ("all", "student", "teacher")
-CODE = pathlib.Path(__file__).parent / "huggingface"
 WEIGHTS_FILE = "model.safetensors"
-FILES = ("configuration_uniwav.py", "modeling_uniwav.py", "feature_extraction_uniwav.py")
+# What a directory carries beside weights and configs.
+CODE = (
+    "huggingface/configuration_uniwav.py",
+    "huggingface/modeling_uniwav.py",
+    "huggingface/feature_extraction_uniwav.py",
+    "s3prl/expert.py",
+    "s3prl/hubconf.py",
+)
 
 
 def tensors(pretrained: Pretrained, chosen: str = "all") -> dict[str, np.ndarray]:
@@ -111,8 +117,9 @@ def write(
 ) -> None:
     """Writes what `AutoModel.from_pretrained(output, trust_remote_code=True)` reads."""
     output.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        shutil.copyfile(CODE / name, output / name)
+    for file in CODE:
+        source = pathlib.Path(__file__).parent / file
+        shutil.copyfile(source, output / source.name)
     write_json(output / "config.json", model_config(pretrained.config, chosen, training))
     preprocessing = extractor_config(pretrained.config, pretrained.statistics)
     write_json(output / "preprocessor_config.json", preprocessing)

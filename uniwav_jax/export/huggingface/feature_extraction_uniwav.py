@@ -93,10 +93,11 @@ class UniWavFeatureExtractor(SequenceFeatureExtractor):
             if wave.ndim != 1 or not len(wave):
                 raise ValueError(f"a waveform is [samples], not {list(wave.shape)}.")
         padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
-        mean, deviation = (torch.tensor(x, dtype=dtype) for x in (self.mean, self.deviation))
-        features = (self.log_mel(padded) - mean) / deviation
-        frames = torch.tensor([-(-len(wave) // self.hop) for wave in waves])
-        mask = (torch.arange(features.shape[1]) < frames[:, None]).long()
+        features = self.log_mel(padded)
+        features = (features - features.new_tensor(self.mean)) / features.new_tensor(self.deviation)
+        device = features.device
+        frames = torch.tensor([-(-len(wave) // self.hop) for wave in waves], device=device)
+        mask = (torch.arange(features.shape[1], device=device) < frames[:, None]).long()
         features = torch.where(mask[..., None].bool(), features, self.padding_value)
         found = {"input_features": features, "attention_mask": mask}
         if return_tensors != "pt":

@@ -3,9 +3,11 @@
 Shapes: B utterances, T frames, C feature channels, D width.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 
@@ -14,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.utils import ModelOutput
 
@@ -47,6 +50,8 @@ def rotate(x: Tensor, base: float = 10_000.0) -> Tensor:
     half = x.shape[-1] // 2
     frequency = base ** (-torch.arange(half, dtype=torch.float64) / half)
     angle = torch.arange(x.shape[-2], dtype=torch.float64)[:, None] * frequency
+    # Without whole turns float32 will do, which is all that many an ONNX runtime has a cosine for.
+    angle = (angle % (2 * math.pi)).to(torch.promote_types(x.dtype, torch.float32))
     cosine, sine = angle.cos().to(x), angle.sin().to(x)
     first, second = x.split(half, dim=-1)
     return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
@@ -102,7 +107,7 @@ class FeedForward(nn.Module):
         return self.contract(functional.gelu(self.expand(x)))
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(GradientCheckpointingLayer):
     """Pre-LayerNorm Transformer layer."""
 
     def __init__(self, width: int, heads: int, rotary: bool):
@@ -259,6 +264,7 @@ class UniWavPreTrainedModel(PreTrainedModel):
     main_input_name = "input_features"
     _no_split_modules = ["EncoderLayer", "AdaptiveLayer"]
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -452,11 +458,14 @@ class UniWavModel(UniWavPreTrainedModel):
 class UniWavForCTC(UniWavPreTrainedModel):
     """The encoder with a linear CTC head; decoder and teacher are left out."""
 
+    # The loss is a mean over the batch: accumulating, a Trainer has to average it.
+    accepts_loss_kwargs = False
     _keys_to_ignore_on_load_unexpected = [
         *(r"decoder\.", r"teacher\.", "layer_weights", "codebook_", "heads_")
     ]
 
     def __init__(self, config: UniWavConfig):
+        config = copy.deepcopy(config)
         config.decoder_depth = config.targets = 0
         config.weights = "student" if config.weights == "all" else config.weights
         super().__init__(config)
@@ -464,18 +473,41 @@ class UniWavForCTC(UniWavPreTrainedModel):
         self.lm_head = nn.Linear(config.encoder_width, config.vocab_size)
         self.post_init()
 
+    def freeze_base_model(self) -> None:
+        """Leaves the head alone to be trained."""
+        self.uniwav.requires_grad_(False)
+
     def forward(
         self,
         input_features: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         **kwargs,
     ) -> CausalLMOutput:
-        """logits [B, T, vocab_size]; with labels [B, length] (-100 where padded) the CTC loss."""
-        found = self.uniwav(
-            input_features, attention_mask, output_hidden_states=output_hidden_states
-        )
+        """Logits of every frame, and the CTC loss of labels.
+
+        Args:
+          input_features: [B, T, C].
+          attention_mask: [B, T], 1 on the frames of each utterance; None: all are.
+          labels: int64 [B, length] of 0 ... vocab_size - 1, -100 where padded; pad_token_id is the
+            blank and stands in none of them.
+          mask: bool [B, T], frames that the encoder shall not see.
+
+        Returns:
+          logits [B, T, vocab_size]; with labels, loss [] (or [B]: ctc_loss_reduction).
+
+        Raises:
+          ValueError: a label is not below vocab_size.
+        """
+        if labels is not None and (labels >= self.config.vocab_size).any():
+            raise ValueError(
+                f"the label {int(labels.max())} is not below vocab_size {self.config.vocab_size}; "
+                "load the model with vocab_size=N."
+            )
+        found = self.uniwav(input_features, attention_mask, mask, output_hidden_states)
         logits, loss = self.lm_head(found.last_hidden_state), None
         if labels is not None:
             frames = logits.new_full((len(logits),), logits.shape[1], dtype=torch.long)
@@ -490,4 +522,5 @@ class UniWavForCTC(UniWavPreTrainedModel):
                 reduction=self.config.ctc_loss_reduction,
                 zero_infinity=self.config.ctc_zero_infinity,
             )
-        return CausalLMOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
+        output = CausalLMOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
+        return output if return_dict is not False else output.to_tuple()

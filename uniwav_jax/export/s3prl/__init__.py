@@ -1,0 +1,1 @@
+"""What makes an exported directory an upstream of s3prl: torch and transformers, never JAX."""
