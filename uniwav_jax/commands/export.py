@@ -5,8 +5,9 @@
     model = AutoModel.from_pretrained("DIR", trust_remote_code=True)
     extractor = AutoFeatureExtractor.from_pretrained("DIR", trust_remote_code=True)
 
-The directory is loaded again and compared with JAX, the encoder layer by layer and the whole from end
-to end, in float64, float32 and bfloat16 (DIR/parity.json). Exit status: 1 when a figure is missed.
+The directory is loaded again and compared with JAX, the encoder layer by layer and the whole from
+end to end, in float64, float32 and bfloat16 (DIR/parity.json). Exit status: 1 when a figure is
+missed.
 """
 
 import json
