@@ -2,7 +2,9 @@
 
 Linear probes of phones, speakers and labels beside log-mel and the untrained encoder, validation
 losses, codebook perplexity, resynthesis and infilling. What the shards have no labels for is left
-out with a sentence. Fields of the config's evaluation section can be set:
+out with a sentence. --against DIR puts a model of a local Hugging Face directory (HuBERT, WavLM,
+data2vec-audio, wav2vec2, an export) through the same probes on the same audio, its frames aligned
+with ours. Fields of the config's evaluation section can be set:
 --config.evaluation.seeds=5 --config.evaluation.infillings=32
 
 With --step all, evaluation.json holds the newest step and evaluation_steps.json every one.
@@ -29,6 +31,11 @@ def add_arguments(parser) -> None:
         metavar="NAME",
         help="train no probe on this speaker, and test labels on it as well",
     )
+    parser.add_argument(
+        "--against",
+        metavar="DIR",
+        help="a local Hugging Face directory: probe its model as well; nothing is downloaded",
+    )
     parser.set_defaults(fields=[])
 
 
@@ -49,6 +56,7 @@ def run(options) -> int:
         step=step,
         exclude_speakers=options.exclude_speaker,
         overrides=options.fields,
+        against=options.against,
     )
     if step == "all":
         write_json(workdir / "evaluation_steps.json", results)

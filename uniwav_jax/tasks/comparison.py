@@ -171,7 +171,7 @@ def _numbers(evaluation: dict) -> dict[str, float]:
         return numbers
     numbers["step"] = evaluation["step"]
     for title, section in report.accuracies(evaluation).items():
-        for system, label in report.SYSTEMS.items():
+        for system, label in report.systems(evaluation).items():
             numbers[f"{title}: {label}"] = section[system]
     loss = evaluation.get("flow_matching_validation_loss", {})
     numbers |= {f"flow-matching loss, {name}": value for name, value in loss.items()}

@@ -1,7 +1,8 @@
 """Measures a run: probes beside baselines, losses, codebooks, resynthesis and infilling.
 
 Two passes over the labelled utterances: the untrained encoder (whose pass also gives the log-mel
-baselines) and the trained one. What the shards or the run can't give is left out with a sentence.
+baselines) and the trained one; a third for another model to compare with. What the shards or the
+run can't give is left out with a sentence.
 """
 
 import itertools
@@ -17,6 +18,7 @@ from uniwav_jax import recipes
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel.mesh import make_mesh
 from uniwav_jax.tasks import labelled, pretrained, probes
+from uniwav_jax.tasks.against import Against, load_against
 from uniwav_jax.tasks.generation_scores import score_generation
 from uniwav_jax.tasks.labelled import Catalogue, LeftOut, Task
 from uniwav_jax.tasks.pretrained import Pretrained
@@ -35,6 +37,7 @@ def evaluate(
     step: int | str | None = None,
     exclude_speakers: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    against: str | None = None,
 ) -> list[dict]:
     """Evaluates the newest checkpoint (`step` None), one, or "all".
 
@@ -43,12 +46,14 @@ def evaluate(
       shards: labelled shards; also the validation set, unless the run names another.
       exclude_speakers: left out of every probe's training, beside those that the run left out.
       overrides: "evaluation.NAME=VALUE".
+      against: Hugging Face directory of a model that goes through the same probes.
 
     Returns:
       What evaluation.json holds, one dict a step, ascending.
 
     Raises:
-      UserError: no such run or step, shards that do not fit, or another field overridden.
+      UserError: no such run or step, shards or a directory that do not fit, or another field
+        overridden.
     """
     for override in overrides:
         if not override.startswith("evaluation."):
@@ -63,8 +68,11 @@ def evaluate(
     config = model.config
     catalogue = labelled.read_catalogue(shards, config, exclude_speakers)
     tasks, left_out = plan(catalogue, config)
+    other = load_against(against, config) if against else None
     untrained = model.untrained()
     baselines = measure(untrained, catalogue, tasks, _baseline_views(config), "untrained")
+    if other:
+        baselines |= measure(other, catalogue, tasks, _layers_as("against"), "against")
     validate = _validation(config)
     first = validate(untrained) if validate else {}
     about = {
@@ -76,12 +84,12 @@ def evaluate(
             (catalogue.repeated & (catalogue.split != labelled.TRAIN)).sum()
         ),
     }
+    if other:
+        about["against"] = other.about
     results = []
     while model is not None:
         began = time.monotonic()
-        systems = baselines | measure(
-            model, catalogue, tasks, lambda output: {"trained": output["layers"]}, "trained"
-        )
+        systems = baselines | measure(model, catalogue, tasks, _layers_as("trained"), "trained")
         result = about | {"step": model.step, "left_out": list(left_out)}
         result |= sections(systems, tasks)
         if not validate:
@@ -128,7 +136,7 @@ def plan(catalogue: Catalogue, config) -> tuple[dict[str, Task], list[str]]:
 
 
 def measure(
-    model: Pretrained,
+    model: Pretrained | Against,
     catalogue: Catalogue,
     tasks: dict[str, Task],
     views: Callable[[dict], dict[str, np.ndarray]],
@@ -183,7 +191,7 @@ def measure(
 
 
 def encode(
-    model: Pretrained, catalogue: Catalogue, rows: np.ndarray, title: str
+    model: Pretrained | Against, catalogue: Catalogue, rows: np.ndarray, title: str
 ) -> Iterator[tuple[int, dict]]:
     """(row, output of `Pretrained.encode`) of every row, short utterances first."""
     order = rows[np.argsort(catalogue.samples[rows], kind="stable")]
@@ -224,7 +232,7 @@ def section(systems: dict[str, probes.Probed], task: Task, test: str) -> dict:
     """
     result: dict = {"classes": len(task.classes)}
     for system, probed in systems.items():
-        if system in ("untrained", "trained"):
+        if system in ("untrained", "trained", "against"):
             result[system], result[f"{system}_spread"] = _mean_and_spread(probed.tests[test])
             result[f"{system}_layer"] = probed.layer.tolist()
             system = f"{system}_best"
@@ -313,6 +321,10 @@ def _baseline_views(config) -> Callable[[dict], dict[str, np.ndarray]]:
         }
 
     return views
+
+
+def _layers_as(system: str) -> Callable[[dict], dict[str, np.ndarray]]:
+    return lambda output: {system: output["layers"]}
 
 
 def _by_utterance(utterance: np.ndarray) -> dict[int, np.ndarray]:

@@ -10,6 +10,8 @@ SYSTEMS = {
     "untrained_best": "untrained",
     "trained_best": "trained",
 }
+# Of the systems that have layers.
+COLOURS = {"trained": "C0", "untrained": "C1", "against": "C4"}
 ROWS = {
     "phone_accuracy": "phones, unseen sentences",
     "phone_accuracy_unseen_voices": "phones, unseen voices",
@@ -24,6 +26,13 @@ PANELS = {
     "phones": (("phone_accuracy", "phone_accuracy_unseen_voices"), ("label_accuracy",)),
     "speakers": (("speaker_accuracy",), ("speaker_accuracy_few_shot",)),
 }
+
+
+def systems(result: dict) -> dict[str, str]:
+    """Key in the sections -> label of every system that an evaluation compares."""
+    if "against" not in result:
+        return SYSTEMS
+    return SYSTEMS | {"against_best": f"against {result['against']['name']}"}
 
 
 def accuracies(result: dict) -> dict[str, dict]:
@@ -44,12 +53,12 @@ def sections(result: dict, key: str) -> dict[str, dict]:
 
 def table(result: dict) -> str:
     """The evaluation as lines of text."""
-    sections = accuracies(result)
+    sections, shown = accuracies(result), systems(result)
     lines = [f"step {result['step']}", ""]
     if sections:
-        head = ["accuracy", *SYSTEMS.values()]
+        head = ["accuracy", *shown.values()]
         rows = [
-            [title, *(f"{s[k]:.3f} ± {s[f'{k}_spread']:.3f}" for k in SYSTEMS)]
+            [title, *(f"{s[k]:.3f} ± {s[f'{k}_spread']:.3f}" for k in shown)]
             for title, s in sections.items()
         ]
         lines += aligned([head, *rows]) + [""]
@@ -106,7 +115,7 @@ def picture(path: pathlib.Path, results: list[dict], rows: list[dict]) -> None:
     for axis, (title, choices) in zip(axes[0], PANELS.items(), strict=True):
         keys = next((keys for keys in choices if keys[0] in newest), ())
         shown = {t: found for key in keys for t, found in sections(newest, key).items()}
-        per_layer(axis, shown, title)
+        per_layer(axis, shown, title, systems(newest))
     validation = [row for row in rows if row["kind"] == "validation"]
     curves(axes[1, 0], validation)
     if len(results) > 1:
@@ -117,12 +126,13 @@ def picture(path: pathlib.Path, results: list[dict], rows: list[dict]) -> None:
     pictures.save(figure, path)
 
 
-def per_layer(axis, shown: dict[str, dict], title: str) -> None:
-    """Accuracy of trained and untrained layers, log-mel as level lines; one line style a section.
+def per_layer(axis, shown: dict[str, dict], title: str, labels: dict[str, str] = SYSTEMS) -> None:
+    """Accuracy layer by layer, log-mel as level lines; one line style a section.
 
     Args:
       shown: title -> section; three at most.
       title: of the panel if there is no section.
+      labels: of the systems that are shown.
     """
     if not shown:
         axis.set_title(f"{title}: accuracy of a linear probe")
@@ -131,25 +141,25 @@ def per_layer(axis, shown: dict[str, dict], title: str) -> None:
     first = next(iter(shown))
     axis.set_title(f"{first.split(',')[0]}: accuracy of a linear probe")
     for (name, section), style in zip(shown.items(), ("-", "--", ":"), strict=False):
-        layers = range(1, len(section["trained"]) + 1)
         note = f", {name.partition(', ')[2]}" if len(shown) > 1 else ""
-        for system, colour in (("trained", "C0"), ("untrained", "C1")):
+        layered = [system for system in COLOURS if f"{system}_best" in labels]
+        for system in layered:
             axis.errorbar(
-                layers,
+                range(1, len(section[system]) + 1),
                 section[system],
                 section[f"{system}_spread"],
-                color=colour,
+                color=COLOURS[system],
                 linestyle=style,
                 marker="o",
                 markersize=4,
-                label=system + note,
+                label=labels[f"{system}_best"] + note,
             )
         for system, colour in (("log_mel_context", "C2"), ("log_mel", "C3")):
-            label = SYSTEMS[system] + note
+            label = labels[system] + note
             axis.axhline(section[system], color=colour, linestyle=style, label=label)
     axis.set_xlabel("layer")
     axis.set_ylim(top=min(1.02, axis.get_ylim()[1]))
-    axis.set_xticks(list(layers))
+    axis.set_xticks(range(1, max(len(section[system]) for system in layered) + 1))
     axis.legend(fontsize=8, ncols=len(shown), loc="upper center", bbox_to_anchor=(0.5, -0.18))
 
 
