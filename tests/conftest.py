@@ -7,6 +7,8 @@ import signal
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# PyTorch's threads wait busily for each other while another test process wants the core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jax  # noqa: E402  (after the platform is chosen)
 

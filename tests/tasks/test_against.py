@@ -205,8 +205,8 @@ def export_changed(**changed):
     """An export's code and config."""
 
     def change(folder):
-        for name in directory.FILES:
-            shutil.copy(directory.CODE / name, folder)
+        for source in directory.CODE:
+            shutil.copy(source, folder)
         (folder / "preprocessor_config.json").touch()
         config_changed(model_type="uniwav", **changed)(folder)
 

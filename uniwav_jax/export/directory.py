@@ -15,13 +15,15 @@ from uniwav_jax.tasks.pretrained import Pretrained
 FORMAT = 1
 WEIGHTS = ("all", "student", "teacher")
 WEIGHTS_FILE = "model.safetensors"
-# What a directory carries beside weights and configs.
+# The code that a directory carries beside weights and configs.
+HERE = pathlib.Path(__file__).parent
 CODE = (
-    "huggingface/configuration_uniwav.py",
-    "huggingface/modeling_uniwav.py",
-    "huggingface/feature_extraction_uniwav.py",
-    "s3prl/expert.py",
-    "s3prl/hubconf.py",
+    HERE / "huggingface" / "configuration_uniwav.py",
+    HERE / "huggingface" / "layers_uniwav.py",
+    HERE / "huggingface" / "modeling_uniwav.py",
+    HERE / "huggingface" / "feature_extraction_uniwav.py",
+    HERE / "s3prl" / "expert.py",
+    HERE / "s3prl" / "hubconf.py",
 )
 
 
@@ -117,8 +119,7 @@ def write(
 ) -> None:
     """Writes what `AutoModel.from_pretrained(output, trust_remote_code=True)` reads."""
     output.mkdir(parents=True, exist_ok=True)
-    for file in CODE:
-        source = pathlib.Path(__file__).parent / file
+    for source in CODE:
         shutil.copyfile(source, output / source.name)
     write_json(output / "config.json", model_config(pretrained.config, chosen, training))
     preprocessing = extractor_config(pretrained.config, pretrained.statistics)

@@ -79,7 +79,8 @@ def check(folder: pathlib.Path, reference: Callable[[str], dict[str, np.ndarray]
             rows.append(Row(dtype, "codewords that differ", float(share), DIFFERENT[dtype]))
             apart = gap(theirs["codewords"], ours, theirs["codebooks"], different)
             rows.append(Row(dtype, "how far from a tie these are", apart, NEAR))
-        half[dtype] = {what: (ours[what], theirs[what]) for what in ("layers", "z") if what in ours}
+        streams = [what for what in ("layers", "z") if what in theirs]
+        half[dtype] = {what: (ours[what], theirs[what]) for what in streams}
     for what, found in half["bfloat16"].items():
         # The rounding of the input is JAX's in both.
         jax_error, torch_error = (

@@ -16,8 +16,8 @@ import numpy as np
 from data_pipelines.files import file_digest
 from uniwav_jax.errors import UserError
 from uniwav_jax.export import directory
+from uniwav_jax.export.directory import WEIGHTS_FILE as WEIGHTS
 
-WEIGHTS = "model.safetensors"
 EXTRACTOR = "preprocessor_config.json"
 # Stands for masked frames in training; public checkpoints may lack it.
 UNUSED = {"masked_spec_embed"}
@@ -157,13 +157,13 @@ def _classes(folder: pathlib.Path, model_type: str) -> tuple[Any, tuple]:
         from uniwav_jax.export.huggingface import feature_extraction_uniwav as extraction
         from uniwav_jax.export.huggingface import modeling_uniwav as modeling
 
-        for name in (*directory.FILES, EXTRACTOR):
+        for name in (*(source.name for source in directory.CODE), EXTRACTOR):
             if not (folder / name).is_file():
                 raise UserError(f"--against {folder} has no {name}; export the run again.")
-        for name in directory.FILES:
-            if file_digest(folder / name) != file_digest(directory.CODE / name):
+        for source in directory.CODE:
+            if file_digest(folder / source.name) != file_digest(source):
                 raise UserError(
-                    f"{folder / name} is not the code of this version; export the run again."
+                    f"{folder / source.name} is not the code of this version; export the run again."
                 )
         return torch, (
             configuration.UniWavConfig,
