@@ -1,5 +1,7 @@
 """The ONNX file, run by ONNX Runtime, against PyTorch."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -47,11 +49,22 @@ def test_the_command(exported, tmp_path, capsys):
     assert "exists; name a new file" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_export_is_one_sentence(tmp_path, capsys):
-    arguments = ["--directory", str(tmp_path), "--output", str(tmp_path / "encoder.onnx")]
+@pytest.mark.parametrize("damage", ["config.json", "model.safetensors", "another"])
+def test_what_is_no_export_is_one_sentence(exported, tmp_path, capsys, damage):
+    folder = shutil.copytree(exported, tmp_path / "damaged")
+    if damage == "another":
+        from transformers import HubertConfig, HubertModel
+
+        config = HubertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+        HubertModel(config).save_pretrained(folder)
+        shutil.copy(exported / "preprocessor_config.json", folder)
+    else:
+        (folder / damage).unlink()
+    arguments = ["--directory", str(folder), "--output", str(tmp_path / "encoder.onnx")]
     assert main(["export-onnx", *arguments]) == 2
-    errors = capsys.readouterr().err
-    assert "holds no config.json" in errors and errors.count("\n") == 1
+    (sentence,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    assert "holds no UniWav" in sentence if damage == "another" else damage in sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
 
 
 @pytest.mark.slow

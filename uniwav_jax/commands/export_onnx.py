@@ -25,11 +25,13 @@ def run(options) -> int:
     """Writes and compares."""
     from uniwav_jax.export import onnx, parity
 
-    output = pathlib.Path(options.output)
+    folder, output = pathlib.Path(options.directory), pathlib.Path(options.output)
+    if not folder.is_dir():
+        raise UserError(f"--directory {folder} is no folder; name what `export` wrote.")
     if output.exists():
         raise UserError(f"--output {output} exists; name a new file.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    rows = onnx.write(pathlib.Path(options.directory), output)
+    rows = onnx.write(folder, output)
     print(parity.text(rows))
     if not all(row.holds for row in rows):
         print("error: ONNX Runtime differs from PyTorch; nothing was written.", file=sys.stderr)

@@ -33,7 +33,7 @@ def write(folder: pathlib.Path, output: pathlib.Path) -> list[Row]:
       The outputs against PyTorch's on random features of other sizes, with padding.
 
     Raises:
-      UserError: a package is not installed, or `folder` is not an export.
+      UserError: a package is not installed, or `folder` is not an export or is damaged.
     """
     try:
         import onnx  # noqa: F401
@@ -44,9 +44,13 @@ def write(folder: pathlib.Path, output: pathlib.Path) -> list[Row]:
             "an ONNX export needs onnx, onnxruntime and onnxscript; install them with "
             "pip install -e '.[onnx]'."
         ) from error
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json; name a folder that `export` has written.")
-    torch, model, _ = parity.load(folder)
+    try:
+        torch, model, _ = parity.load(folder)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--directory {folder} can't be loaded: {reason}") from error
+    if model.config.model_type != "uniwav":
+        raise UserError(f"--directory {folder} holds no UniWav model; name what `export` wrote.")
     encoder = stacked(torch, model.float()).eval()
     names = ["hidden_states", "last_hidden_state"]
     names += ["condition"] if model.decoder is not None else []

@@ -5,7 +5,7 @@ from transformers import PretrainedConfig
 FORMAT = 1
 # What `from_pretrained` passes and `Trainer` sets beside the fields of every configuration.
 GIVEN = {"name_or_path", "attn_implementation", "torch_dtype", "auto_map", "trust_remote_code"}
-GIVEN |= {"use_cache", "bos_token_id", "eos_token_id"}
+GIVEN |= {"use_cache", "bos_token_id", "eos_token_id", "_commit_hash"}
 
 
 class UniWavConfig(PretrainedConfig):
