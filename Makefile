@@ -15,7 +15,7 @@ export MALLOC_ARENA_MAX ?= 1
 # and files keep their order: the longest have few tests and would come last otherwise.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-slow test-long topologies lint goldens clean
+.PHONY: demo test test-all test-slow test-long topologies export-check lint goldens clean
 
 # CORPUS=DIR takes your own audio instead of synthetic speech, and needs nothing under a GPL.
 ifdef CORPUS
@@ -43,6 +43,10 @@ test-long: $(VENV)/.installed-test
 # Every config on the topologies recommended for it, compiled without them: docs/TOPOLOGIES.md.
 topologies: $(VENV)/.installed-tpu
 	$(BIN)/python -m benchmarks.topologies
+
+# Exports of random weights, loaded where there is no JAX, against JAX: docs/PYTORCH.md.
+export-check: $(VENV)/.installed-export $(VENV_TORCH)/.installed
+	$(BIN)/python -m benchmarks.export_check --python $(VENV_TORCH)/bin/python
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

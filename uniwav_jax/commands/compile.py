@@ -52,6 +52,8 @@ def run(options) -> int:
     if not local:
         # Where libtpu is installed JAX would look for a TPU of this machine first.
         jax.config.update("jax_platforms", "cpu")
+        # Programs for devices that are not there can't be read back.
+        jax.config.update("jax_enable_compilation_cache", False)
     config = configs.load_config(options.config, options.fields)
     if topology is not None and topology.slices > 1:
         with config.unlocked():

@@ -124,8 +124,9 @@ def search(config, topology: Topology | None, prices: dict, say) -> dict:
 def largest_batch(config, topology: Topology, found: dict, say) -> int:
     """The largest batch that fits, in whole crops a device; 0 if not even one a device does.
 
-    Memory grows by as much with each crop: two programs that fit tell how many do, a third proves
-    it. (One that does not fit says little, since the compiler has then tried to squeeze it.)
+    Memory mostly grows by as much with each crop: two programs that fit tell how many do, a third
+    proves it. (One that does not fit says little, since the compiler has then tried to squeeze it.)
+    Where that was too many, it is found by halving, to a sixteenth.
     """
     # A crop for every device and micro-batch.
     unit = found["devices"] // found["mesh"]["tensor"] * found["accumulation"]
@@ -136,11 +137,17 @@ def largest_batch(config, topology: Topology, found: dict, say) -> int:
     others = crops // 2 or 3
     while (growth := (_used(config, topology, others * unit) - used) / (others - crops)) <= 0:
         others = 2 * max(others, crops)
-    guess = int(crops + (found["hbm_bytes"] - used) / growth)
-    while guess > 0 and _used(config, topology, guess * unit) > found["hbm_bytes"]:
-        say(f"{guess} crops a device do not fit")
-        guess -= max(1, guess // 16)
-    return max(0, guess) * unit
+    guess = max(0, int(crops + (found["hbm_bytes"] - used) / growth))
+    low = 0 if used > found["hbm_bytes"] else min(crops, guess)
+    high = guess + 1
+    while high - low > max(1, high // 16):
+        if _used(config, topology, guess * unit) <= found["hbm_bytes"]:
+            low = guess
+        else:
+            say(f"{guess} crops a device do not fit")
+            high = guess
+        guess = (low + high) // 2
+    return low * unit
 
 
 def advice(config, topology: Topology, found: dict, say) -> str:
