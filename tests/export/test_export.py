@@ -8,43 +8,20 @@ import numpy as np
 import pytest
 
 from tests import runs
-from uniwav_jax.config import load_config
+from tests.export.models import random_model
 from uniwav_jax.export import directory, parity, reference, weights
-from uniwav_jax.recipes.uniwav import GROUP, SLOT
+from uniwav_jax.recipes.uniwav import GROUP
 from uniwav_jax.tasks import pretrained as runs_of
 from uniwav_jax.tasks.pretrained import Pretrained
-from uniwav_jax.training.program import state_maker
 
 pytest.importorskip("transformers", reason="pip install -e '.[export]' to run this")
 
 MODELS = {
     "rope": [],
-    "conv": ["encoder.positions=conv", "encoder.position_groups=4", "encoder.depth=3"],
+    "conv": ["encoder.positions=conv", "encoder.position_groups=4", "encoder.position_layers=2"],
     "without_decoder": ["objective.decoder_weight=0", "encoder.positions=conv+rope"],
     "without_layers": ["encoder.depth=0", "decoder.depth=4"],
 }
-
-
-def made_up(*fields: str) -> Pretrained:
-    """A model none of whose parameters is zero or one, as if it had been trained."""
-    fields = [*(field.removeprefix("--config.") for field in runs.fields()), *fields]
-    config = load_config("configs/tiny.py", fields)
-    state = jax.jit(state_maker(config))()
-    rng = np.random.default_rng(0)
-
-    def moved(x):
-        floats = np.issubdtype(x.dtype, np.floating)
-        return np.asarray(x) + (0.1 * rng.normal(size=x.shape)).astype(x.dtype) if floats else x
-
-    params, slots = jax.tree.map(moved, jax.device_get((state.params, state.slots)))
-    if SLOT in slots:
-        slots[SLOT]["codebooks"]["counts"] = 1 + np.abs(slots[SLOT]["codebooks"]["counts"])
-    channels = config.features.channels
-    statistics = {
-        "mean": rng.normal(-5, 1, channels).astype(np.float32),
-        "deviation": rng.uniform(1, 2, channels).astype(np.float32),
-    }
-    return Pretrained(config, 7, params, slots, statistics)
 
 
 def compared(model: Pretrained, folder) -> list[parity.Row]:
@@ -58,7 +35,7 @@ def compared(model: Pretrained, folder) -> list[parity.Row]:
     [pytest.param(name, marks=[pytest.mark.slow] if name == "rope" else []) for name in MODELS],
 )
 def test_every_model_is_the_same_in_pytorch(name, tmp_path):
-    model = made_up(*MODELS[name])
+    model = random_model(*MODELS[name])
     directory.write(model, tmp_path)
     rows = compared(model, tmp_path)
     assert all(row.holds for row in rows), parity.text(rows)
@@ -71,7 +48,7 @@ def test_every_model_is_the_same_in_pytorch(name, tmp_path):
     "chosen", [pytest.param("student", marks=pytest.mark.slow), "teacher"]
 )
 def test_one_of_both_encoders(chosen, tmp_path):
-    model = made_up()
+    model = random_model()
     directory.write(model, tmp_path, chosen)
     rows = compared(directory.shown_by(model, chosen), tmp_path)
     assert all(row.holds for row in rows), parity.text(rows)
@@ -83,7 +60,7 @@ def test_one_of_both_encoders(chosen, tmp_path):
 
 
 def test_a_wrong_weight_is_seen(tmp_path):
-    model = made_up()
+    model = random_model()
     directory.write(model, tmp_path)
     encoder = model.params[GROUP]["encoder"]
     bias = encoder["layers"]["attention"]["out"]["bias"].copy()
@@ -99,7 +76,7 @@ def test_a_wrong_weight_is_seen(tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_there_and_back_to_the_bit(name):
-    model = made_up(*MODELS[name])
+    model = random_model(*MODELS[name])
     held = directory.tensors(model)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params[GROUP])
     back = weights.from_torch(held, abstract)
