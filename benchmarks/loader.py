@@ -31,7 +31,7 @@ import soundfile
 from data_pipelines import shards
 from data_pipelines.corpora import Audio, Corpus, Utterance, folder
 from data_pipelines.errors import UserError
-from data_pipelines.loader import batches, crop_pieces
+from data_pipelines.loader import batches
 from data_pipelines.mixture import Mixture, open_mixture, padded_fraction, parse_spec
 from data_pipelines.places import locate, slot_start
 from data_pipelines.reader import Piece, RecordReader
@@ -275,7 +275,7 @@ class Crops:
         start = slot_start(mixture, 0, place)
         wave, end = np.zeros(mixture.crop_samples, np.float32), 0
         clips = part.rows.clips(place.row).tolist()
-        for piece in crop_pieces(part.reader, clips, start, mixture.crop_samples):
+        for piece in part.reader.crop(clips, start, mixture.crop_samples):
             begin, end = end, end + piece.count
             entry = part.reader.entry(piece.record, piece.segment)
             part.reader.decode(piece, entry, wave[begin:end])

@@ -36,7 +36,7 @@ def write_shard(job: Job, tick: Callable[[], None]) -> None:
     columns: dict[str, list] = {name: [] for name in index_lib.SCHEMA.names}
     rejects = []
     with atomic_write(job.path) as temporary:
-        with _array_record(temporary, temporary if paths.is_url(job.path) else job.path) as writer:
+        with array_record(temporary, temporary if paths.is_url(job.path) else job.path) as writer:
             for utterance in job.utterances:
                 try:
                     record = to_record(utterance, job.load(utterance), job.corpus, job.sample_rate)
@@ -82,7 +82,7 @@ def payload_digest(payload: Sequence[bytes]) -> str:
 
 
 @contextmanager
-def _array_record(temporary: pathlib.Path, path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
+def array_record(temporary: pathlib.Path, path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
     """A writer to ``temporary`` that is closed, and says a full disk in terms of ``path``."""
     # FLAC does not get smaller; to try costs time in every read.
     writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")

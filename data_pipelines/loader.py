@@ -86,7 +86,8 @@ def batches(
 
     Returns:
       An iterator of dicts with b = len(rows): waveform float32[b, crop_samples] (zeros after the
-      row's end), samples int32[b] (valid ones), id uint32[b, 2], slot int32[b] (within the row),
+      row's end) or, of a mixture opened with a codec, latents uint16[b, frames, channels], the bits
+      of bfloat16; samples int32[b] (valid ones), id uint32[b, 2], slot int32[b] (within the row),
       epoch int32[b], domain int32[b] (place in `mixture.domains`), corpus uint32[b]
       (`order.corpus_code`), replaced int32[b]: how many slots before this one could not be read.
       Where a record is damaged, the slot that follows in the order of its corpus's epoch is taken;
@@ -142,36 +143,15 @@ def batches(
         return Batches(iterator, undo.pop_all(), workers > 0)
 
 
-def crop_pieces(
-    reader: RecordReader, clips: Sequence[int], start: int, crop_samples: int
-) -> list[Piece]:
-    """Where samples start … start + crop_samples − 1 of clips put end to end lie, in order.
-
-    Args:
-      reader: of the clips.
-      clips: record numbers.
-      start: first sample, counted from the first sample of the first clip.
-      crop_samples: how many samples at most.
-    """
-    pieces, begin, end = [], 0, start + crop_samples
-    for clip in clips:
-        if begin >= end:
-            break
-        samples = reader.samples(clip)
-        if start < begin + samples:
-            pieces += reader.pieces(clip, max(start - begin, 0), min(end - begin, samples))
-        begin += samples
-    return pieces
-
-
 def _decode_pieces(asked: "_Asked", out: np.ndarray) -> int:
-    """Decodes a row into `out`, float32[crop_samples]; returns how many samples it has."""
+    """Decodes a row into `out`, [crop_samples] or [frames, channels]; returns how many samples it
+    has."""
     end = 0
     for piece, entry in zip(asked.pieces, asked.entries, strict=True):
         begin, end = end, end + piece.count
         asked.reader.decode(piece, entry.result(), out[begin:end])
     out[end:] = 0
-    return end
+    return end * asked.reader.unit
 
 
 def _follow_parent(worker: int, workers: int) -> None:
@@ -249,13 +229,14 @@ class _Read:
     def decode(self, asked: list[_Asked]) -> dict[str, np.ndarray]:
         """The batch whose rows were asked for."""
         # One array, into which the crops are decoded: each sample is written once.
-        waveform = np.empty((len(asked), self.mixture.crop_samples), np.float32)
+        reader = self.mixture.parts[0].reader
+        crops = reader.empty(len(asked), self.mixture.crop_samples)
         each = self.decoders.map if self.threads else map
-        rows = list(each(self._decode_row, asked, waveform))
+        rows = list(each(self._decode_row, asked, crops))
         columns = {
             name: np.array([row[name] for row in rows], dtype) for name, dtype in _FIELDS.items()
         }
-        return columns | {"waveform": waveform}
+        return columns | {reader.field: crops}
 
     def close(self) -> None:
         """Ends the threads of this process, if it has any."""
@@ -282,7 +263,7 @@ class _Read:
         part = mixture.parts[place.corpus]
         start = slot_start(mixture, self.seed, place)
         clips = part.rows.clips(place.row).tolist()
-        pieces = crop_pieces(part.reader, clips, start, mixture.crop_samples)
+        pieces = part.reader.crop(clips, start, mixture.crop_samples)
         fields = {
             "corpus": part.code,
             "domain": part.domain[place.row],

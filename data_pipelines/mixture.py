@@ -15,6 +15,7 @@ from data_pipelines import order, paths
 from data_pipelines.errors import UserError
 from data_pipelines.exclusions import NOTHING, Exclusions
 from data_pipelines.index import read_index
+from data_pipelines.latents import Codec, LatentReader
 from data_pipelines.reader import RecordReader
 from data_pipelines.rows import Rows, build_rows
 
@@ -30,6 +31,7 @@ def open_mixture(
     sample_rate: int,
     exclude: Exclusions = NOTHING,
     must_hold: bool = True,
+    codec: Codec | None = None,
 ) -> "Mixture":
     """Opens shards for one split and one crop.
 
@@ -43,11 +45,12 @@ def open_mixture(
       sample_rate: what the shards must have, in Hz.
       exclude: records and speakers that are left out.
       must_hold: whether what is left out has to be there, so that a slip is noticed.
+      codec: read its latents instead of the audio; crops and their order are the same.
 
     Raises:
-      UserError: no shards there, another sample rate, a weight that is not positive, two corpora of
-        the same name, an unknown record or speaker to be excluded, or a directory without any row
-        of that split.
+      UserError: no shards there, no latents of the codec, another sample rate, a weight that is
+        not positive, two corpora of the same name, an unknown record or speaker to be excluded, or
+        a directory without any row of that split.
     """
     entries = parse_spec(spec)
     indices = [read_index(directory) for directory, _ in entries]
@@ -90,7 +93,11 @@ def open_mixture(
         codes = np.array([domains.index(name) for name in index.domains], np.int32)
         parts.append(
             Part(
-                reader=RecordReader(index, share=len(entries)),
+                reader=(
+                    LatentReader(index, codec, share=len(entries))
+                    if codec
+                    else RecordReader(index, share=len(entries))
+                ),
                 name=index.corpus,
                 code=order.corpus_code(index.corpus),
                 weight=weight,
@@ -115,6 +122,8 @@ def open_mixture(
     }
     if held.ids:
         what["exclude_ids"] = list(held.ids)
+    if codec:
+        what["latents"] = codec.fingerprint
     return Mixture(
         parts=tuple(parts),
         split=split,
@@ -185,7 +194,7 @@ class Part:
     """One corpus of a mixture.
 
     Attributes:
-      reader: of its records.
+      reader: of its records, or of their latents.
       name, code: of the corpus; `order.corpus_code`.
       weight: share of the positions, all together 1.
       licences: SPDX or "unknown".
@@ -195,7 +204,7 @@ class Part:
       domain: int32[R], place in the mixture's `domains` of each row's first clip.
     """
 
-    reader: RecordReader
+    reader: RecordReader | LatentReader
     name: str
     code: int
     weight: float

@@ -10,7 +10,7 @@ import itertools
 import os
 import resource
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,14 +36,24 @@ _NO_DESCRIPTOR = os.strerror(errno.EMFILE)
 
 
 class Piece(NamedTuple):
-    """A part of a record's audio that lies in one entry of it: ``count`` samples from sample
-    ``first`` on, of the ``samples`` that segment number ``segment`` has."""
+    """A part of a record that lies in one entry of it: ``count`` samples (of latents, frames) from
+    number ``first`` on, of the ``samples`` that segment number ``segment`` has."""
 
     record: int
     segment: int
     samples: int
     first: int
     count: int
+
+
+def pieces_between(i: int, edges: Sequence[int], low: int, high: int) -> list[Piece]:
+    """Where units low … high − 1 of record i lie, whose segments begin at ``edges`` and end at the
+    last of them; a unit is a sample, or a frame."""
+    return [
+        Piece(i, k, b - a, max(low - a, 0), min(high, b) - max(low, a))
+        for k, (a, b) in enumerate(itertools.pairwise(edges))
+        if a < high and low < b
+    ]
 
 
 class RecordReader:
@@ -58,6 +68,9 @@ class RecordReader:
     Raises:
       UserError: on a folder that ``read_index`` refuses, and on a URL; on reading, as ``entry``.
     """
+
+    # What a batch calls what is read, and how many samples one of its units is.
+    field, unit = "waveform", 1
 
     def __init__(self, source: Index | str | os.PathLike, share: int = 1):
         index = source if isinstance(source, Index) else read_index(source)
@@ -116,11 +129,29 @@ class RecordReader:
     def pieces(self, i: int, low: int, high: int) -> list[Piece]:
         """Where samples low … high − 1 of record i lie, in order."""
         edges = segment_edges(self.samples(i), self._segments(i), self._sample_rate)
-        return [
-            Piece(i, k, b - a, max(low - a, 0), min(high, b) - max(low, a))
-            for k, (a, b) in enumerate(itertools.pairwise(edges))
-            if a < high and low < b
-        ]
+        return pieces_between(i, edges, low, high)
+
+    def crop(self, clips: Sequence[int], start: int, crop_samples: int) -> list[Piece]:
+        """Where samples start … start + crop_samples − 1 of clips put end to end lie, in order.
+
+        Args:
+          clips: record numbers.
+          start: first sample, counted from the first sample of the first clip.
+          crop_samples: how many samples at most.
+        """
+        pieces, begin, end = [], 0, start + crop_samples
+        for clip in clips:
+            if begin >= end:
+                break
+            samples = self.samples(clip)
+            if start < begin + samples:
+                pieces += self.pieces(clip, max(start - begin, 0), min(end - begin, samples))
+            begin += samples
+        return pieces
+
+    def empty(self, rows: int, crop_samples: int) -> np.ndarray:
+        """Room for the waveforms of crops, float32[rows, crop_samples]."""
+        return np.empty((rows, crop_samples), np.float32)
 
     def payload(self, i: int) -> list[bytes]:
         """All entries of record i, whose digest the index holds.

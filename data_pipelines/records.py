@@ -109,7 +109,7 @@ def encode(record: Record) -> list[bytes]:
         record.phones.end.tolist(),
         list(record.phones.symbols),
     ]
-    return [_pack(body), *(_pack({"flac": flac}) for flac in others)]
+    return [pack(body), *(pack({"flac": flac}) for flac in others)]
 
 
 def decode(entries: Sequence[bytes], place: str = "a record") -> Record:
@@ -152,7 +152,8 @@ def unpack(data: bytes, place: str) -> dict:
     return msgpack.unpackb(packed, raw=False)
 
 
-def _pack(body: dict) -> bytes:
+def pack(body: dict) -> bytes:
+    """One entry with its format number and CRC-32; ``unpack`` gives ``body`` back."""
     packed = msgpack.packb(body, use_bin_type=True)
     return _HEADER.pack(_MAGIC, FORMAT, zlib.crc32(packed)) + packed
 

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 
 from data_pipelines.corpora import Audio, Corpus, Utterance
-from data_pipelines.loader import batches, crop_pieces
+from data_pipelines.loader import batches
 from data_pipelines.mixture import open_mixture
 from data_pipelines.shards import write
 
@@ -53,7 +53,7 @@ def opened(spec, **changes):
 def read_crop(reader, clips, start, crop_samples):
     """Samples start … start + crop_samples − 1 of clips put end to end, piece by piece."""
     found = [np.zeros(0, np.float32)]
-    for piece in crop_pieces(reader, clips, start, crop_samples):
+    for piece in reader.crop(clips, start, crop_samples):
         found.append(np.empty(piece.count, np.float32))
         reader.decode(piece, reader.entry(piece.record, piece.segment), found[-1])
     return np.concatenate(found)

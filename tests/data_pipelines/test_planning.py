@@ -9,7 +9,7 @@ from data_pipelines import order, planning, shards
 from data_pipelines.corpora import Audio, Corpus, Utterance, folder
 from data_pipelines.errors import UserError
 from data_pipelines.index import read_index
-from data_pipelines.loader import crop_pieces, locate
+from data_pipelines.loader import locate
 from tests.data_pipelines.noise import opened
 
 RATE = 1000
@@ -80,7 +80,7 @@ def test_the_reads_are_those_of_the_loader(written):
             hop_samples=20,
         )
         clips = part.rows.clips(place.row).tolist()
-        reads += len(crop_pieces(part.reader, clips, start, 15_360))
+        reads += len(part.reader.crop(clips, start, 15_360))
     assert reads > 1.1 * COUNT
     assert abs(plan(made(True)).reads / reads - 1) < 0.1
 
