@@ -121,6 +121,7 @@ def _checked(path: pathlib.Path, name: str, value):
     elif name == "trim_right_ratio":
         number = isinstance(value, int | float) and not isinstance(value, bool)
         fits, wanted = number and 0 <= value <= 1, "a number from 0 to 1"
+        value = float(value) if fits else value
     else:
         fits, wanted = isinstance(value, bool), "true or false"
     if not fits:
