@@ -22,6 +22,7 @@ COMMANDS = {
     "export": "a run as a Hugging Face directory for PyTorch, compared with JAX",
     "import": "an exported directory as a run again, to begin others from",
     "export-onnx": "the encoder of an exported directory as an ONNX file, compared with PyTorch",
+    "encode-shards": "latents of a frozen EnCodec beside the audio of shards, computed once",
     "infill": "generate a gap of an audio file from what surrounds it",
 }
 

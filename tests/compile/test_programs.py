@@ -82,7 +82,7 @@ def test_what_the_report_promises_is_there(program):
     assert found["flops"] <= found["executed_flops"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_batch_that_cannot_fit_names_the_hbm_and_the_largest_that_does(tmp_path):
     fields = ["training.batch_size=65536", *LITTLE]
     result, found = compile_for(tmp_path, "tiny", "v5e:2x2", fields, status=1)
@@ -90,7 +90,7 @@ def test_a_batch_that_cannot_fit_names_the_hbm_and_the_largest_that_does(tmp_pat
     assert "of the 15.75 GiB of HBM; the largest batch that fits is" in result.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_search_takes_the_fastest_candidate_that_fits(tmp_path):
     """benchmarks/exhaustive.py holds it against compiling every mesh of eight devices."""
     fields = ["training.batch_size=2", *LITTLE]

@@ -40,7 +40,7 @@ def gathered(chunks) -> np.ndarray:
 
 def case(name, chunk, dtype="float64"):
     fast = (name, chunk, dtype) in (("causal", 4, "float64"), ("non-causal", 4, "float64"))
-    return pytest.param(name, chunk, dtype, marks=[] if fast else [pytest.mark.slow])
+    return pytest.param(name, chunk, dtype, marks=[] if fast else [pytest.mark.long])
 
 
 CASES = [
@@ -102,7 +102,7 @@ def test_one_program_and_a_window_at_a_time_whatever_the_length(tmp_path):
     assert counts[0] == counts[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", BARS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_equals_unchunked(name, dtype, tmp_path):
@@ -111,7 +111,7 @@ def test_equals_unchunked(name, dtype, tmp_path):
     assert_equals_unchunked(codec, codec.hop * 38 + 1, chunk=7)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("causal", [True, False])
 def test_equals_unchunked_at_the_published_size(causal, tmp_path):
     codecs.saved(tmp_path, use_causal_conv=causal, num_filters=32, hidden_size=128)

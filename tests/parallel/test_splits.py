@@ -16,7 +16,7 @@ from uniwav_jax.recipes import uniwav
 from uniwav_jax.training import optimizer as optimizers
 from uniwav_jax.training.step import make_step
 
-pytestmark = [pytest.mark.usefixtures("float64"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("float64")
 
 STEPS = 20
 SPLITS = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(s) == 8]
@@ -53,7 +53,13 @@ def losses(sizes: tuple[int, ...] | None) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("sizes", SPLITS, ids=lambda sizes: "x".join(map(str, sizes)))
+def marked(sizes: tuple[int, ...]):
+    """Several slices only split the batch once more; one case of them stands for the others."""
+    mark = pytest.mark.slow if sizes[0] == 1 or sizes == (2, 1, 2, 2) else pytest.mark.long
+    return pytest.param(sizes, marks=mark, id="x".join(map(str, sizes)))
+
+
+@pytest.mark.parametrize("sizes", map(marked, SPLITS))
 def test_every_split_gives_the_losses_of_one_device(sizes):
     np.testing.assert_allclose(losses(sizes), losses(None), rtol=1e-9, atol=0)
     assert losses(None)[-1] < losses(None)[0]
