@@ -78,7 +78,7 @@ def write(
         a damaged record, or a full disk.
     """
     index = read_index(directory)
-    _check(index, codec)
+    check(index, codec)
     folder, reader = folder_of(directory, codec), RecordReader(index)
     if (folder / ABOUT).exists():
         read_about(index, codec)
@@ -109,7 +109,7 @@ def read_about(index: Index, codec: Codec) -> dict:
     Raises:
       UserError: there are none, another format number, or of other data or another codec.
     """
-    _check(index, codec)
+    check(index, codec)
     path = folder_of(index.directory, codec) / ABOUT
     if not path.exists():
         raise UserError(
@@ -132,7 +132,8 @@ def read_about(index: Index, codec: Codec) -> dict:
     return about
 
 
-def _check(index: Index, codec: Codec) -> None:
+def check(index: Index, codec: Codec) -> None:
+    """Raises UserError unless shards can have latents of a codec."""
     if index.sample_rate != codec.sample_rate:
         raise UserError(
             f"{index.directory} has a sample rate of {index.sample_rate} Hz and the codec takes "

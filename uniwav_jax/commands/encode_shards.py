@@ -30,14 +30,16 @@ def run(options) -> int:
 
     if options.utterances < 1:
         raise UserError(f"--utterances {options.utterances} must be at least 1.")
-    folders = options.data.split(",")
+    indices = {folder: read_index(folder) for folder in options.data.split(",")}
     network = encodec.load(options.codec)
     codec = latents.Codec(
         encodec.fingerprint(options.codec), network.sample_rate, network.hop, network.channels
     )
+    for index in indices.values():
+        latents.check(index, codec)
     encode = encoder(network, options.utterances)
-    for folder in folders:
-        with tqdm(total=len(read_index(folder)), desc=folder, unit="record") as bar:
+    for folder, index in indices.items():
+        with tqdm(total=len(index), desc=folder, unit="record") as bar:
             new = latents.write(
                 folder, codec, encode, utterances=options.utterances, tick=bar.update
             )
