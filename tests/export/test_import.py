@@ -119,6 +119,11 @@ DAMAGES = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json", None),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "is not JSON", None),
     "no training": (lambda folder: change(folder, training=None), "lacks `training`", None),
+    "damaged training": (
+        lambda folder: change(folder, training={"run": {"config": {"encoder": 3}}}),
+        "`training` is damaged",
+        None,
+    ),
     "the teacher alone": (lambda folder: change(folder, weights="teacher"), "alone", None),
     "no statistics": (
         lambda folder: change(folder, "preprocessor_config.json", mean=[0.0]),

@@ -75,8 +75,18 @@ def opened(folder: pathlib.Path) -> Export:
             f"{folder} holds the {held.get('weights')} alone; a run is made of an export of "
             "everything, without --weights."
         )
-    config = configs.from_json(json.dumps(training["run"]["config"]))
-    expected = directory.model_config(config, "all", training)
+    try:
+        config = configs.from_json(json.dumps(training["run"]["config"]))
+        expected = directory.model_config(config, "all", training)
+        abstract = jax.eval_shape(state_maker(config))
+        missing = {"step", "data", "meta"} - training.keys()
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        missing = {str(error)}
+    if missing:
+        raise UserError(
+            f"{folder}/config.json: `training` is damaged ({', '.join(sorted(missing))}); fetch it "
+            "again."
+        )
     unknown = sorted(held.keys() - expected.keys() - OTHERS)
     if unknown:
         raise UserError(f"{folder}/config.json has the unknown field '{unknown[0]}'; remove it.")
@@ -89,9 +99,9 @@ def opened(folder: pathlib.Path) -> Export:
     preprocessing = _json(folder / "preprocessor_config.json", "save the feature extractor there")
     statistics = {name: preprocessing.get(name) for name in ("mean", "deviation")}
     for name, values in statistics.items():
-        if not (isinstance(values, list) and len(values) == config.features.channels):
+        numbers = isinstance(values, list) and all(isinstance(x, (int, float)) for x in values)
+        if not (numbers and len(values) == config.features.channels):
             raise UserError(f"{folder}/preprocessor_config.json lacks the statistic '{name}'.")
-    abstract = jax.eval_shape(state_maker(config))
     _check_tensors(folder / directory.WEIGHTS_FILE, config, abstract)
     _check_digest(folder)
     return Export(folder, training, config, statistics, abstract)

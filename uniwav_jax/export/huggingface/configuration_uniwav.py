@@ -55,7 +55,7 @@ class UniWavConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         **kwargs,
     ):
-        if format_version > FORMAT:
+        if format_version != FORMAT:
             raise ValueError(
                 f"config.json has format {format_version}, and this code knows {FORMAT}; use the "
                 "modelling files that lie beside it."
