@@ -45,7 +45,7 @@ def test_every_model_is_the_same_in_pytorch(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "chosen", [pytest.param("student", marks=pytest.mark.slow), "teacher"]
+    "chosen", [pytest.param(name, marks=pytest.mark.slow) for name in ("student", "teacher")]
 )
 def test_one_of_both_encoders(chosen, tmp_path):
     model = random_model()

@@ -80,6 +80,7 @@ def events(folder) -> list[dict]:
     return [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "event"]
 
 
+@pytest.mark.slow
 def test_a_spike_is_logged_named_and_left_out(planted, tmp_path):
     shards, bad, step = planted
     result = train(shards, tmp_path / "run", step)
