@@ -12,6 +12,7 @@ from tests.export.models import random_model
 from uniwav_jax.export import directory, parity, reference, weights
 from uniwav_jax.recipes.uniwav import GROUP
 from uniwav_jax.tasks import pretrained as runs_of
+from uniwav_jax.tasks.audio import find_audio, read_audio
 from uniwav_jax.tasks.pretrained import Pretrained
 
 pytest.importorskip("transformers", reason="pip install -e '.[export]' to run this")
@@ -72,6 +73,21 @@ def test_a_wrong_weight_is_seen(tmp_path):
     rows = compared(dataclasses.replace(model, params=changed), tmp_path)
     missed = {(row.dtype, row.what) for row in rows if not row.holds}
     assert {("float64", "a block"), ("float32", "a block"), ("float64", "generate")} <= missed
+
+
+def test_features_of_real_speech_are_those_of_float64(speech_folder, tmp_path):
+    """In float32 too, whose own error is large where speech is silent."""
+    model = random_model()
+    directory.write(model, tmp_path)
+    files = find_audio(str(speech_folder))
+    waves = [read_audio(path, 16_000) for path in files[:: len(files) // 4]]
+
+    def log_mel(wave, dtype):
+        with jax.enable_x64(dtype == "float64"):
+            return np.asarray(model.inference.feature(wave[None].astype(dtype)))[0]
+
+    rows = parity.check_log_mel(tmp_path, waves, log_mel)
+    assert all(row.holds for row in rows), parity.text(rows)
 
 
 @pytest.mark.parametrize("name", MODELS)

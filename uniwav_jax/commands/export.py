@@ -18,7 +18,7 @@ import tempfile
 from uniwav_jax.errors import UserError
 
 # Files of --audio that are compared.
-MOST_FILES = 64
+MOST_FILES = 16
 
 
 def add_arguments(parser) -> None:
