@@ -169,6 +169,16 @@ def test_the_model_card_says_what_the_model_was_trained_on(small_run):
     assert str(small_run.parent) not in text + json.dumps(facts)
 
 
+def test_the_model_card_shows_the_evaluation_of_its_step(small_run, tmp_path):
+    workdir = shutil.copytree(small_run, tmp_path / "run")
+    found = {"step": 6, "left_out": [], "codebook_size": 16}
+    found["codebook_perplexity"] = {"mean": 7.25, "min": 6.5}
+    (workdir / "evaluation.json").write_text(json.dumps(found))
+    text = card.text(runs_of.load(workdir), card.facts(workdir, 6), "all", [])
+    assert "7.2, lowest 6.5, of 16" in text
+    assert card.facts(workdir, 3)["evaluation"] is None
+
+
 def test_nothing_is_written_over(exported, small_run, capfd):
     with pytest.raises(UserError, match="exists; name a new folder"):
         opening.as_run(opening.opened(exported), small_run)

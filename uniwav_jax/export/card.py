@@ -29,7 +29,7 @@ def facts(workdir, step: int) -> dict:
     Returns:
       run (id, config, data fingerprint, origin), step, data (position in the order of examples and
       fingerprint), meta (ancestry, corpora with attributions and licences, commit, versions),
-      evaluation: the result of this step, or None.
+      evaluation: evaluation.json if it is of this step, or None.
     """
     run = read_run(workdir)
     with Checkpoints(pathlib.Path(workdir) / "checkpoints", run["config"]) as checkpoints:
@@ -38,7 +38,7 @@ def facts(workdir, step: int) -> dict:
     with config.unlocked():
         config.update_from_flattened_dict(dict.fromkeys(LOCAL_FIELDS, ""))
     path = pathlib.Path(workdir) / "evaluation.json"
-    results = read_json(path) if path.is_file() else []
+    evaluation = read_json(path) if path.is_file() else None
     origin = run["origin"] and _without_paths(run["origin"])
     found = {
         "run": {"id": run["id"], "data_fingerprint": run["data_fingerprint"], "origin": origin},
@@ -49,7 +49,7 @@ def facts(workdir, step: int) -> dict:
             **{name: meta[name] for name in ("corpora", "licences", "commit", "versions")},
             "attributions": list(meta["attributions"]),
         },
-        "evaluation": next((one for one in results if one["step"] == step), None),
+        "evaluation": evaluation if evaluation and evaluation["step"] == step else None,
     }
     found["run"]["config"] = config.to_dict()
     return json.loads(json.dumps(found))  # tuples become lists, as they will be read
