@@ -71,4 +71,4 @@ $(VENV_TORCH)/.installed: .ci/constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_TORCH) runs
+	rm -rf $(VENV) $(VENV_TORCH)

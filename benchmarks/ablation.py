@@ -79,7 +79,7 @@ def summary(evaluations: list[dict], measure: str) -> dict | None:
         values.append(value)
     if any(value is None for value in values):
         return None
-    return {"mean": float(np.mean(values)), "spread": float(np.std(values))}
+    return {"mean": float(np.mean(values)), "spread": float(np.std(values, ddof=1))}
 
 
 def cell(value: dict | None) -> str:

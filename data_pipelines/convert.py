@@ -25,17 +25,12 @@ def to_record(utterance: Utterance, audio: Audio, corpus_name: str, sample_rate:
     Raises:
       Rejected: non-finite samples, under ``MIN_SECONDS``, or silent.
     """
-    samples = audio.samples
-    if not np.isfinite(samples).all():
-        bad = int(samples.size - np.isfinite(samples).sum())
-        raise Rejected("non-finite", f"{bad} of {samples.size} samples are NaN or infinite")
-    if len(samples) < MIN_SECONDS * audio.sample_rate:
-        raise Rejected("short", f"{len(samples) / audio.sample_rate:.3f} s")
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+    mono = to_mono(audio)
+    if len(mono) < MIN_SECONDS * audio.sample_rate:
+        raise Rejected("short", f"{len(mono) / audio.sample_rate:.3f} s")
     if np.abs(mono).max() < _SILENT:
         raise Rejected("silent", f"no sample of the mono mix reaches {_SILENT}")
-    if audio.sample_rate != sample_rate:
-        mono = soxr.resample(mono, audio.sample_rate, sample_rate, quality="VHQ")
+    mono = resample(mono, audio.sample_rate, sample_rate)
     start, end = (
         np.clip(
             np.rint(np.asarray([p[side] for p in audio.phones], np.float64) * sample_rate),
@@ -60,3 +55,23 @@ def to_record(utterance: Utterance, audio: Audio, corpus_name: str, sample_rate:
         domain=utterance.domain,
         corpus=corpus_name,
     )
+
+
+def to_mono(audio: Audio) -> np.ndarray:
+    """The mean of the channels, float32[samples].
+
+    Raises:
+      Rejected: samples that are not finite.
+    """
+    samples = audio.samples
+    if not np.isfinite(samples).all():
+        bad = int(samples.size - np.isfinite(samples).sum())
+        raise Rejected("non-finite", f"{bad} of {samples.size} samples are NaN or infinite")
+    return samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+
+
+def resample(mono: np.ndarray, old_rate: int, new_rate: int) -> np.ndarray:
+    """float32[samples] at another sample rate, in Hz."""
+    if old_rate == new_rate:
+        return mono
+    return soxr.resample(mono, old_rate, new_rate, quality="VHQ")

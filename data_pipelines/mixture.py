@@ -37,7 +37,9 @@ def open_mixture(
 
     Args:
       spec: "DIR", or "DIR:0.7,DIR:0.3" with weights.
-      split: train, validation or test.
+      split: train, validation or test. The weights are of training: what is measured must not
+        change with them, so of another split each corpus counts by its slots, and one that has no
+        row of it is left out.
       crop_samples: length of a crop.
       hop_samples: what a crop's start is a multiple of.
       min_seconds: clips shorter than this are joined within a speaker.
@@ -50,7 +52,7 @@ def open_mixture(
     Raises:
       UserError: no shards there, no latents of the codec, another sample rate, a weight that is
         not positive, two corpora of the same name, an unknown record or speaker to be excluded, or
-        a directory without any row of that split.
+        a directory without any row of the split train, or none with one of another split.
     """
     entries = parse_spec(spec)
     indices = [read_index(directory) for directory, _ in entries]
@@ -70,7 +72,7 @@ def open_mixture(
             + "; `python -m data_pipelines inspect` lists the speakers."
         )
     domains = tuple(sorted({name for index in indices for name in index.domains}))
-    parts = []
+    parts, training = [], split == "train"
     for (directory, weight), index in zip(entries, indices, strict=True):
         if index.sample_rate != sample_rate:
             raise UserError(
@@ -84,12 +86,10 @@ def open_mixture(
             shortest=shortest_samples,
             exclude=held,
         )
+        if len(rows) == 0 and not training:
+            continue
         if len(rows) == 0:
-            raise UserError(
-                f"no {split} row in {directory} has {shortest_samples} samples or more"
-                + (" without what is excluded" if held.lines() else "")
-                + ": look at its splits with `python -m data_pipelines inspect`"
-            )
+            raise UserError(_no_row(split, directory, shortest_samples, held))
         codes = np.array([domains.index(name) for name in index.domains], np.int32)
         parts.append(
             Part(
@@ -110,6 +110,11 @@ def open_mixture(
                 domain=codes[np.asarray(index.domain)[rows.records[rows.record_offsets[:-1]]]],
             )
         )
+    if not parts:
+        raise UserError(_no_row(split, spec, shortest_samples, held))
+    if not training:
+        slots = sum(len(part.slots) for part in parts)
+        parts = [dataclasses.replace(part, weight=len(part.slots) / slots) for part in parts]
     what = {
         "corpora": [part.fingerprint for part in parts],
         "weights": [part.weight for part in parts],
@@ -170,6 +175,14 @@ def padded_fraction(mixture: "Mixture") -> float:
     crop = mixture.crop_samples
     filled = [part.slot_samples(crop) / (crop * len(part.slots)) for part in mixture.parts]
     return sum(part.weight * (1 - f) for part, f in zip(mixture.parts, filled, strict=True))
+
+
+def _no_row(split: str, where, shortest_samples: int, held: Exclusions) -> str:
+    return (
+        f"no {split} row in {where} has {shortest_samples} samples or more"
+        + (" without what is excluded" if held.lines() else "")
+        + ": look at its splits with `python -m data_pipelines inspect`"
+    )
 
 
 def _map_array(prefix: Path, name: str, array: np.ndarray) -> "_Mapped":

@@ -54,10 +54,14 @@ def encode_flac(waveform: np.ndarray, sample_rate: int) -> bytes:
 
     The scale is 32,768, so that audio which was 16-bit before comes back bit for bit.
     """
-    pcm = np.clip(np.rint(waveform * np.float32(32768.0)), -32768, 32767).astype(np.int16)
     buffer = io.BytesIO()
-    soundfile.write(buffer, pcm, sample_rate, format="FLAC", subtype="PCM_16")
+    soundfile.write(buffer, to_pcm(waveform), sample_rate, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
+
+
+def to_pcm(waveform: np.ndarray) -> np.ndarray:
+    """float32[n] in -1 … 1 to the int16[n] that records hold."""
+    return np.clip(np.rint(waveform * np.float32(32768.0)), -32768, 32767).astype(np.int16)
 
 
 def encode_segments(waveform: np.ndarray, sample_rate: int) -> tuple[bytes, ...]:

@@ -51,6 +51,25 @@ def test_an_argument_that_a_recipe_does_not_take_is_refused():
         configs.load_config(f"{TINY}:big")
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.steps=0", "training.steps = 0 must be at least 1"),
+        ("telemetry.samples_every=0", "telemetry.samples_every = 0 must be at least 1"),
+        ("telemetry.validation_batches=0", "telemetry.validation_batches = 0 must be at least 1"),
+        ("evaluation.evaluations=31", "31 evaluations do not fit 'midpoint'"),
+        ("evaluation.solver=heun", "solver 'heun' is unknown"),
+        ("evaluation.infillings=-1", "evaluation.infillings = -1 must not be negative"),
+        ("encoder.heads=3", "encoder.width = 128 is not divisible"),
+    ],
+)
+def test_what_no_run_can_have_is_said_before_it_begins(override, words):
+    """Free fields too: some are first used hours later."""
+    configs.check(configs.load_config(TINY))
+    with pytest.raises(UserError, match=words):
+        configs.check(configs.load_config(TINY, [override]))
+
+
 def test_every_field_survives_json():
     config = tiny.get_config()
     again = configs.from_json(configs.to_json(config))

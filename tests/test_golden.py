@@ -1,15 +1,22 @@
 """Golden text files of every named config (architecture, decision 3).
 
-`python -m pytest tests/test_golden.py --update-golden` rewrites them. Nothing is computed: shapes
-come from `jax.eval_shape`, so that the largest config is as quick as the smallest.
+`python -m pytest tests/test_golden.py --update-golden` rewrites them. Shapes come from
+`jax.eval_shape`, so that the largest config is as quick as the smallest; how parameters are
+initialised is looked at on the same model with few and narrow layers.
 """
 
+import functools
 import importlib
 import pathlib
 
 import jax
+import numpy as np
 import pytest
+import scipy.stats
 
+from configs import common as configs_common
+from tests.small import jit
+from uniwav_jax import config as configs
 from uniwav_jax.parallel import mesh as meshes
 from uniwav_jax.parallel.axes import ANY_NUMBER
 from uniwav_jax.parallel.sharding import partition, path_name
@@ -25,27 +32,54 @@ NAMES = sorted(
 )
 
 
-def flatten(config, prefix=""):
-    """'section.field' -> value of a ConfigDict."""
-    flat = {}
-    for name, value in config.items():
-        if hasattr(value, "items"):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def state_lines(tree, decayed):
-    """One line a leaf: path, shape, dtype, whether it decays, sharding over 2 x 2 x 2 devices."""
+def state_lines(tree, decayed, initial):
+    """One line a leaf: path, shape, dtype, whether it decays, sharding over 2 x 2 x 2 devices,
+    initial values."""
     mesh = meshes.make_mesh(ANY_NUMBER | {"fsdp": 2, "tensor": 2}, jax.devices()[:8])
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = path_name(path)
         spec = tuple(partition(name, leaf.shape, mesh))
         decay = "decay" if decayed.get(name) else "-"
-        lines.append(f"{name} {list(leaf.shape)} {leaf.dtype} {decay} {spec}")
+        lines.append(
+            f"{name} {list(leaf.shape)} {leaf.dtype} {decay} {spec} {initial.get(name, '-')}"
+        )
     return lines
+
+
+def narrow(config):
+    """The same model with two or four narrow layers."""
+    config = config.copy_and_resolve_references().unlock()
+    config.encoder.update(depth=min(2, config.encoder.depth), width=64, heads=2)
+    config.decoder.update(depth=4, width=64, heads=2)
+    config.teacher.targets = min(2, config.teacher.targets)
+    config.parallel.unroll = 1
+    # What decides neither model nor initial values, so that sizes share a program.
+    for section in ("training", "optimizer", "telemetry", "checkpoint", "data", "codebooks"):
+        config[section] = getattr(configs_common.base(), section)
+    config.training.compute_dtype = "float32"
+    return config.lock()
+
+
+@functools.cache
+def initial_values(config: str) -> dict[str, str]:
+    """Path -> how the parameters of a config (JSON) begin: a constant, or the shape of their
+    distribution and their deviation; of matrices that is in units of Glorot's,
+    sqrt(2 / (inputs + outputs))."""
+    config = configs.from_json(config)
+    params, _ = jit(uniwav.build(config).initialize)(jax.random.key(0))
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params[uniwav.GROUP]):
+        name, values = path_name(path), np.asarray(leaf, np.float64)
+        if np.ptp(values) == 0:
+            found[name] = f"{values.flat[0]:g}"
+            continue
+        flat = name.endswith("kernel") and values.shape[-2:]
+        unit = np.sqrt(2 / sum(flat)) if flat else 1.0
+        heavy = scipy.stats.kurtosis(values, axis=None, fisher=False)
+        kind = "uniform" if heavy < 2.1 else "truncated normal" if heavy < 2.7 else "normal"
+        found[name] = f"{kind} {values.std() / unit:.2g}, mean {values.mean() / unit:.1f}"
+    return found
 
 
 def describe(config) -> str:
@@ -62,13 +96,13 @@ def describe(config) -> str:
     return "\n".join(
         [
             "# config",
-            *(f"{name} = {value!r}" for name, value in sorted(flatten(config).items())),
+            *(f"{name} = {value!r}" for name, value in configs.flatten(config).items()),
             "",
-            f"# parameters: {total:,}; path, shape, dtype, weight decay, sharding",
-            *state_lines(params, decayed),
+            f"# parameters: {total:,}; path, shape, dtype, weight decay, sharding, initial values",
+            *state_lines(params, decayed, initial_values(configs.to_json(narrow(config)))),
             "",
-            "# slots: path, shape, dtype, -, sharding",
-            *state_lines(state.slots, {}),
+            "# slots: path, shape, dtype, -, sharding, -",
+            *state_lines(state.slots, {}, {}),
             "",
         ]
     )

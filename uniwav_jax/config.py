@@ -29,6 +29,31 @@ FREE = (
     "evaluation",
 )
 
+POSITIVE = (
+    "training.steps",
+    "training.batch_size",
+    "training.accumulation",
+    "data.crop_frames",
+    "data.reads_in_flight",
+    "checkpoint.every",
+    "telemetry.log_every",
+    "telemetry.validate_every",
+    "telemetry.validation_batches",
+    "telemetry.samples_every",
+    "telemetry.spike_window",
+    "evaluation.utterances",
+    "evaluation.frames",
+    "evaluation.seeds",
+    "evaluation.stripe_frames",
+)
+NOT_NEGATIVE = (
+    "telemetry.samples",
+    "evaluation.context",
+    "evaluation.resyntheses",
+    "evaluation.infillings",
+    "evaluation.griffin_lim_iterations",
+)
+
 
 def load_config(spec: str, overrides: list[str] = ()) -> ml_collections.ConfigDict:
     """Loads "FILE.py" or "FILE.py:argument" and applies overrides like "training.steps=20".
@@ -150,12 +175,20 @@ def from_json(text: str) -> ml_collections.ConfigDict:
 
 def check(config) -> None:
     """Raises UserError for values that no run can have."""
-    positive = ("training.steps", "training.batch_size", "data.crop_frames", "checkpoint.every")
+    from uniwav_jax.objectives.flow_matching import solver_steps  # brings JAX
+
     fields = flatten(config)
-    more = ("telemetry.log_every", "telemetry.validate_every", "data.reads_in_flight")
-    for name in (*positive, *more):
+    for name in POSITIVE:
         if fields[name] < 1:
             raise UserError(f"{name} = {fields[name]} must be at least 1.")
+    for name in NOT_NEGATIVE:
+        if fields[name] < 0:
+            raise UserError(f"{name} = {fields[name]} must not be negative.")
+    # What only samples and evaluations use would otherwise stop a run hours later.
+    try:
+        solver_steps(config.evaluation.evaluations, config.evaluation.solver)
+    except UserError as error:
+        raise UserError(f"evaluation.evaluations and evaluation.solver: {error}") from error
     if fields["checkpoint.keep"] < 2:
         raise UserError(
             f"checkpoint.keep = {fields['checkpoint.keep']} must be at least 2, since the newest "

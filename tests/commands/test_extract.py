@@ -1,6 +1,8 @@
 """extract: what is on disk is what the model computes, for files of any length and kind."""
 
 import json
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -41,6 +43,30 @@ def test_tensors_are_the_models(small_run, folder, tmp_path):
             assert found.shape[0] == (depth or file["frames"])
             np.testing.assert_allclose(found, alone[kind], atol=1e-4)
     assert tensors["0/codewords"].dtype == np.int32 and tensors["0/codewords"].max() < 16
+
+
+def test_one_bad_file_of_many_is_listed_and_the_others_are_there(
+    small_run, folder, tmp_path, capsys
+):
+    """Also the shortest there can be, and silence: what shards would not take, a model does."""
+    shutil.copytree(folder, tmp_path / "in")
+    (tmp_path / "in" / "aa.wav").write_text("not audio")
+    soundfile.write(tmp_path / "in" / "d.wav", np.full(10, 0.1), 16_000)
+    soundfile.write(tmp_path / "in" / "e.wav", np.zeros(3_200), 16_000)
+    arguments = ["--workdir", str(small_run), "--input", str(tmp_path / "in")]
+    assert main(["extract", *arguments, "--output", str(tmp_path / "f")]) == 0
+    index = json.loads((tmp_path / "f" / "index.json").read_text())
+    assert [pathlib.Path(file["path"]).name for file in index["files"]] == [
+        *("a.wav", "b.flac", "c.wav", "d.wav", "e.wav")
+    ]
+    assert [file["frames"] for file in index["files"]] == [63, 50, 6, 1, 10]
+    (rejected,) = index["rejected"]
+    assert rejected["path"].endswith("aa.wav") and "undecodable" in rejected["reason"]
+    assert "1 file(s) can't be read" in capsys.readouterr().err
+    tensors = load_file(tmp_path / "f" / index["files"][0]["part"])
+    for file in index["files"]:
+        layers = tensors[f"{file['number']}/layers"]
+        assert layers.shape[1] == file["frames"] and np.isfinite(layers).all()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from uniwav_jax.errors import UserError
 from uniwav_jax.objectives import flow_matching as flow
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -138,5 +139,5 @@ def test_known_frames_lie_on_the_training_path(solver, evaluations):
 
 @pytest.mark.parametrize("solver,evaluations", [("heun", 4), ("midpoint", 3), ("euler", 0)])
 def test_settings_that_do_not_fit_are_refused(solver, evaluations):
-    with pytest.raises(ValueError, match=solver):
+    with pytest.raises(UserError, match=solver):
         integrate(lambda x, t: x, np.zeros((1, 2, 3)), evaluations, solver)

@@ -65,6 +65,38 @@ def test_passes_generate_their_masked_frames_alone(model, speech):
     np.testing.assert_array_equal(changed.any(-1), gap)
 
 
+def test_every_frame_is_generated_from_the_true_other_stripes(model, speech):
+    """Resynthesis: frames with (i div 10) even come from a pass that masks just those and knows
+    the true others, odd ones from a pass of their own; the samples of a run are made so too."""
+    generator = Generator(model, evaluations=4)
+    batch = generator.batch([speech], [0])
+    even = np.array([i // 10 % 2 == 0 for i in range(batch.x.shape[1])])
+    masks = [np.asarray(batch.valid) & even, np.asarray(batch.valid) & ~even]
+    alone = [np.asarray(generator.passes(batch, batch, mask[None])) for mask in masks]
+    expected = np.where(even[None, :, None], *alone)
+    np.testing.assert_array_equal(generator.passes(batch, batch, np.stack(masks)), expected)
+    sound = generation.resynthesize(model, speech, seed=0, evaluations=4)
+    np.testing.assert_array_equal(sound, generator.sound(expected)[0, : len(speech)])
+    options = {"evaluations": 4, "guidance": 0.7, "solver": "midpoint"}
+    sample = model.inference.resynthesize(
+        model.params, batch.x, batch.valid, batch.x0, width=10, **options
+    )
+    np.testing.assert_allclose(sample, expected, atol=1e-4)
+
+
+def test_the_floor_differs_from_the_model_in_its_condition_alone(model, speech):
+    """With the own utterance as the other one, floor and model are the same to the bit."""
+    generator = Generator(model, evaluations=4)
+    waveforms = [speech[: 2 * RATE], speech[RATE:]]
+    for task in ("resynthesis", "infilling"):
+        own = generation_scores.score_batch(generator, task, waveforms, [0, 1], [0, 1])
+        other = generation_scores.score_batch(generator, task, waveforms, [1, 0], [0, 1])
+        assert [item["floor"] for item in own] == [item["model"] for item in own]
+        assert [item["model"] for item in other] == [item["model"] for item in own]
+        assert all(item["floor"] != item["model"] for item in other)
+        assert [item["ceiling"] for item in other] == [item["ceiling"] for item in own]
+
+
 def test_padding_does_not_change_what_is_generated(model, speech):
     """The same utterance beside a longer one: another padded length, the same features."""
     generator = Generator(model)

@@ -4,6 +4,7 @@ import collections
 
 import pytest
 
+from data_pipelines.index import SPLITS, read_index
 from data_pipelines.places import places
 from tests import runs
 from tests.training.test_train import assert_same_run
@@ -71,6 +72,36 @@ def test_a_branch_counts_what_it_has_drawn_itself(run, small_shards, tmp_path):
     config = read_run(tmp_path / "run")["config"]
     slots = data.open_split(config, str(small_shards), "train").slots
     assert row["synthetic/epochs"] == pytest.approx(8 / slots)
+
+
+def test_validation_is_the_same_whatever_the_weights(run, small_shards, tmp_path):
+    """And a corpus without a validation split is only trained on."""
+    config = read_run(run)["config"]
+    other = str(run.parent / "other")
+
+    def validation(shards):
+        with config.unlocked():
+            config.data.shards = shards
+        return data.open_validation(config)
+
+    both = [validation(f"{small_shards}:{w},{other}:{1 - w}") for w in (0.7, 0.2)]
+    assert both[0].fingerprint == both[1].fingerprint
+    slots = [len(part.slots) for part in both[0].parts]
+    for part, count in zip(both[0].parts, slots, strict=True):
+        assert part.weight == pytest.approx(count / sum(slots))
+    speakers = "".join(f"speaker:{name}\n" for name in validation_speakers(other))
+    (tmp_path / "withdrawn.txt").write_text(speakers)
+    with config.unlocked():
+        config.data.exclude = str(tmp_path / "withdrawn.txt")
+    (part,) = validation(f"{small_shards}:0.5,{other}:0.5").parts
+    assert part.weight == 1.0 and part.name == "synthetic"
+    assert len(data.open_split(config, config.data.shards, "train").parts) == 2
+
+
+def validation_speakers(shards) -> list[str]:
+    index = read_index(shards)
+    found = index.speaker[index.split == SPLITS.index("validation")]
+    return sorted({index.speakers[code] for code in found})
 
 
 @pytest.mark.slow

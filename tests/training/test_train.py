@@ -147,7 +147,6 @@ def test_non_finite_gradients_stop_the_run_and_keep_the_state(small_shards, tmp_
         optimizer__warmup=0.0,
         training__steps=50,
         training__non_finite_limit=3,
-        training__collapse_perplexity=0.0,
     )
     assert "not finite 3 times in a row" in result.stderr
     assert sum(r.get("skipped", 0) for r in read_rows(folder / "metrics.jsonl")) >= 2

@@ -80,6 +80,17 @@ def test_the_count_of_what_was_replaced_survives_a_restart():
         again.look(3, metrics)
 
 
+def test_a_step_that_is_not_finite_is_no_collapse():
+    """Its targets all have the same nearest codeword: a perplexity of 1."""
+    one = watch()
+    for step in range(100_000, 100_009):
+        one.look(step, {"skipped": 1, "replaced": 0, "perplexity_min": 1.0})
+    with pytest.raises(TrainingStopped, match="step 100009: the gradient was not finite 10 times"):
+        one.look(100_009, {"skipped": 1, "replaced": 0, "perplexity_min": 1.0})
+    with pytest.raises(TrainingStopped, match="step 100000: a codebook collapsed to perplexity 1"):
+        watch().look(100_000, {"skipped": 0, "replaced": 0, "perplexity_min": 1.0})
+
+
 def test_a_hung_step_ends_the_run_with_all_stacks():
     program = (
         "import time, threading\n"

@@ -1,10 +1,11 @@
 """Hidden states of all layers, the condition z and codeword ids of one file or a folder of files.
 
 OUTPUT becomes a folder: part-*.safetensors with tensors NUMBER/layers, NUMBER/z and
-NUMBER/codewords, and index.json, which says which number is which file.
+NUMBER/codewords, and index.json, which says which number is which file and which can't be read.
 """
 
 import pathlib
+import sys
 
 
 def add_arguments(parser) -> None:
@@ -22,6 +23,10 @@ def run(options) -> int:
     from uniwav_jax.tasks.pretrained import load
 
     paths = find_audio(options.input)
-    count = extract(load(options.workdir, options.step), paths, pathlib.Path(options.output))
-    print(f"{count} file(s) in {options.output}")
+    model, output = load(options.workdir, options.step), pathlib.Path(options.output)
+    count, rejected = extract(model, paths, output)
+    print(f"{count} file(s) in {output}")
+    if rejected:
+        why = output / "index.json"
+        print(f"{rejected} file(s) can't be read, {why} says why", file=sys.stderr)
     return 0

@@ -5,6 +5,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from uniwav_jax.errors import UserError
+
+# Evaluations of the field in one step of a solver.
+STAGES = {"euler": 1, "midpoint": 2}
+
 
 def path(x0: jax.Array, x1: jax.Array, t: jax.Array, sigma_min: float) -> jax.Array:
     """x_t = (1 - (1 - sigma_min) t) x_0 + t x_1; x [batch, frames, channels], t [batch]."""
@@ -29,6 +34,22 @@ def loss_sums(v: jax.Array, u: jax.Array, weights: jax.Array) -> jax.Array:
 def guided(v_condition: jax.Array, v_null: jax.Array, alpha: float) -> jax.Array:
     """Classifier-free guidance: (1 + alpha) v_condition - alpha v_null."""
     return (1.0 + alpha) * v_condition - alpha * v_null
+
+
+def solver_steps(evaluations: int, solver: str) -> int:
+    """Steps that so many evaluations of the field make.
+
+    Raises:
+      UserError: an unknown solver, or evaluations that do not fit it.
+    """
+    if solver not in STAGES:
+        raise UserError(f"solver '{solver}' is unknown; choose one of {', '.join(STAGES)}.")
+    if evaluations < 1 or evaluations % STAGES[solver]:
+        raise UserError(
+            f"{evaluations} evaluations do not fit '{solver}'; take a positive multiple of "
+            f"{STAGES[solver]}."
+        )
+    return evaluations // STAGES[solver]
 
 
 def sample(
@@ -56,17 +77,9 @@ def sample(
       sigma_min: of the path.
 
     Raises:
-      ValueError: an unknown solver, or evaluations that do not fit it.
+      UserError: as `solver_steps`.
     """
-    stages = {"euler": 1, "midpoint": 2}
-    if solver not in stages:
-        raise ValueError(f"solver '{solver}' is unknown; choose 'midpoint' or 'euler'.")
-    if evaluations < 1 or evaluations % stages[solver]:
-        raise ValueError(
-            f"{evaluations} evaluations do not fit '{solver}', "
-            f"which takes a positive multiple of {stages[solver]}."
-        )
-    steps = evaluations // stages[solver]
+    steps = solver_steps(evaluations, solver)
     mask = known_mask[..., None]
 
     def evaluate(x, t):

@@ -5,28 +5,33 @@ import pathlib
 import numpy as np
 import soundfile
 
-from data_pipelines.convert import to_record
+from data_pipelines.convert import resample, to_mono
 from data_pipelines.corpora import AUDIO_SUFFIXES, Utterance
 from data_pipelines.corpora.folder import audio_files, load
 from data_pipelines.errors import Rejected
 from data_pipelines.files import atomic_write
+from data_pipelines.records import to_pcm
 from uniwav_jax.errors import UserError
 
 
 def read_audio(path: str, sample_rate: int) -> np.ndarray:
-    """A file as the shards would hold it: mono, resampled, 16-bit; float32 [samples].
+    """A file as shards would hold it: mono, resampled, 16-bit; float32 [samples], any number >= 1.
 
     Raises:
-      UserError: no such file, not audio, or audio that no shard would take.
+      UserError: no such file, not audio, empty, or with samples that are not finite.
     """
     if not pathlib.Path(path).is_file():
         raise UserError(f"there is no file {path}; name an audio file.")
     utterance = Utterance(id=str(path), recording=str(path))
     try:
-        return to_record(utterance, load(utterance), "", sample_rate).waveform()
+        audio = load(utterance)
+        mono = resample(to_mono(audio), audio.sample_rate, sample_rate)
+        if not len(mono):
+            raise Rejected("short", "no sample")
     except Rejected as rejected:
         reason, detail = rejected.args
         raise UserError(f"{path} can't be used, it is {reason} ({detail}).") from rejected
+    return to_pcm(mono).astype(np.float32) / 32768
 
 
 def find_audio(path: str) -> list[str]:

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 
 from data_pipelines.files import atomic_write, write_tensors
+from uniwav_jax.errors import UserError
 from uniwav_jax.tasks.audio import read_audio
 from uniwav_jax.tasks.pretrained import Pretrained
 
@@ -13,48 +14,60 @@ FORMAT = 1
 FILES_A_PART = 64
 
 
-def extract(pretrained: Pretrained, paths: list[str], output: pathlib.Path) -> int:
+def extract(pretrained: Pretrained, paths: list[str], output: pathlib.Path) -> tuple[int, int]:
     """Writes output/part-00000.safetensors ... and output/index.json, the index last.
 
     Tensors are named "NUMBER/layers" float32 [depth, frames, width], "NUMBER/z" [frames, width]
     (with a decoder) and "NUMBER/codewords" int32 [targets, frames] (with a teacher); the index says
-    which number is which file.
+    which number is which file, and which files can't be read ("rejected": path and reason).
 
     Returns:
-      The number of files.
+      The number of files, and of those that can't be read.
+
+    Raises:
+      UserError: not one of them can be read; says why of the first.
     """
-    output.mkdir(parents=True, exist_ok=True)
     rate = pretrained.config.features.sample_rate
-    files = []
+    files, rejected = [], []
     for part, first in enumerate(range(0, len(paths), FILES_A_PART)):
-        chosen = paths[first : first + FILES_A_PART]
-        waveforms = [read_audio(path, rate) for path in chosen]
+        waveforms = {}
+        for number, path in enumerate(paths[first : first + FILES_A_PART], start=first):
+            try:
+                waveforms[number] = read_audio(path, rate)
+            except UserError as error:
+                rejected.append({"path": path, "reason": str(error)})
+        if not waveforms:
+            continue
         tensors = {}
         name = f"part-{part:05d}.safetensors"
-        for number, outputs in enumerate(pretrained.encode(waveforms), start=first):
+        encoded = pretrained.encode(list(waveforms.values()))
+        for (number, waveform), outputs in zip(waveforms.items(), encoded, strict=True):
             tensors |= {
                 f"{number}/{kind}": np.ascontiguousarray(outputs[kind])
                 for kind in ("layers", "z", "codewords")
                 if kind in outputs
             }
-            samples = len(waveforms[number - first])
             files.append(
                 {
                     "number": number,
                     "path": paths[number],
                     "part": name,
-                    "samples": samples,
-                    "frames": pretrained.frames(samples),
+                    "samples": len(waveform),
+                    "frames": pretrained.frames(len(waveform)),
                 }
             )
+        output.mkdir(parents=True, exist_ok=True)
         write_tensors(output / name, tensors)
+    if not files:
+        raise UserError(rejected[0]["reason"])
     index = {
         "format": FORMAT,
         "step": pretrained.step,
         "sample_rate": rate,
         "hop": pretrained.config.features.hop,
         "files": files,
+        "rejected": rejected,
     }
     with atomic_write(output / "index.json") as temporary:
         temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    return len(files)
+    return len(files), len(rejected)

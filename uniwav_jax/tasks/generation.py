@@ -9,6 +9,7 @@ import numpy as np
 
 from uniwav_jax.errors import UserError
 from uniwav_jax.features.normalization import denormalize
+from uniwav_jax.objectives import flow_matching
 from uniwav_jax.recipes.inference import noise, stripes
 from uniwav_jax.tasks.pretrained import BUCKET_FRAMES, Pretrained
 
@@ -92,6 +93,7 @@ class Generator:
         chosen = {
             name: config.evaluation[name] for name in ("evaluations", "guidance", "solver")
         } | {name: value for name, value in options.items() if value is not None}
+        flow_matching.solver_steps(chosen["evaluations"], chosen["solver"])
         self.pretrained = pretrained
         self.hop = config.features.hop
         self.rate = config.features.sample_rate

@@ -29,9 +29,10 @@ def make_step(
             gradient, outputs = accumulate(update, state, constants, batch)
             norm = optax.global_norm(gradient)
             finite = jnp.isfinite(norm)
+            slots = state.slots  # whose update count gives the decay that is applied now
             state = apply(update, optimizer, state, gradient, outputs, rate, finite)
             metrics |= {name: ratio(name, *pair) for name, pair in outputs.ratios.items()}
-            metrics |= update.metrics(state.params, state.slots, outputs.statistics)
+            metrics |= update.metrics(state.params, slots, outputs.statistics)
             metrics |= {"gradient_norm": norm, "skipped": 1 - finite.astype(jnp.int32)}
         return dataclasses.replace(state, step=state.step + 1), metrics
 

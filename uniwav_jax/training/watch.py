@@ -67,6 +67,8 @@ class Watch:
                 f"be replaced (data.damaged_fraction = {self._damaged}); `python -m data_pipelines "
                 "verify` names all damaged records of a shard folder."
             )
+        if metrics["skipped"]:
+            return  # targets that are not finite all have the same nearest codeword
         lowest = metrics.get("perplexity_min", float("inf"))
         if step > self._warmup and lowest < self._threshold:
             raise TrainingStopped(
