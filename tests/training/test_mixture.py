@@ -2,9 +2,10 @@
 
 import collections
 
+import numpy as np
 import pytest
+import soundfile
 
-from data_pipelines.index import SPLITS, read_index
 from data_pipelines.places import places
 from tests import runs
 from tests.training.test_train import assert_same_run
@@ -89,19 +90,18 @@ def test_validation_is_the_same_whatever_the_weights(run, small_shards, tmp_path
     slots = [len(part.slots) for part in both[0].parts]
     for part, count in zip(both[0].parts, slots, strict=True):
         assert part.weight == pytest.approx(count / sum(slots))
-    speakers = "".join(f"speaker:{name}\n" for name in validation_speakers(other))
-    (tmp_path / "withdrawn.txt").write_text(speakers)
-    with config.unlocked():
-        config.data.exclude = str(tmp_path / "withdrawn.txt")
-    (part,) = validation(f"{small_shards}:0.5,{other}:0.5").parts
+    (tmp_path / "audio").mkdir()
+    noise = 0.1 * np.random.default_rng(0).normal(size=3 * 16_000)
+    soundfile.write(tmp_path / "audio" / "a.wav", noise, 16_000)
+    (tmp_path / "audio" / "manifest.csv").write_text("path,split\na.wav,train\n")
+    runs.run(
+        *("data_pipelines", "write", "folder", "--source", tmp_path / "audio"),
+        *("--manifest", tmp_path / "audio" / "manifest.csv", "--out", tmp_path / "only"),
+    )
+    (part,) = validation(f"{small_shards}:0.5,{tmp_path / 'only'}:0.5").parts
     assert part.weight == 1.0 and part.name == "synthetic"
     assert len(data.open_split(config, config.data.shards, "train").parts) == 2
-
-
-def validation_speakers(shards) -> list[str]:
-    index = read_index(shards)
-    found = index.speaker[index.split == SPLITS.index("validation")]
-    return sorted({index.speakers[code] for code in found})
+    assert validation(str(tmp_path / "only")) is None
 
 
 @pytest.mark.slow
