@@ -41,6 +41,7 @@ def measured(folder, monkeypatch, capsys):
 def test_the_status_says_whether_the_bars_hold(measured, monkeypatch, promised, status):
     monkeypatch.setattr(loader, "A_CPU_SECOND", promised)
     monkeypatch.setattr(loader, "MB_AN_EPOCH", 1e9)
+    monkeypatch.setattr(loader, "EPOCHS", 3)
     found, said = measured()
     assert found == status and said.count("MISSED") == status
     assert "audio a CPU-second" in said and "MB an epoch after the second: " in said

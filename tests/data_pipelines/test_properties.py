@@ -220,14 +220,14 @@ def assert_read_as_without_threads(mixture, *, batch_size, start_step, **how):
     assert_same(take(mixture, 4, **where, **how, stop_step=start_step + 3), plain[:3])
 
 
-@settings(EXAMPLES, max_examples=15)
+@settings(EXAMPLES, max_examples=8)
 @given(**READING)
 def test_a_restart_that_reads_ahead_continues_the_run(both, **how):
     assert_read_as_without_threads(opened(both), **how)
 
 
 @pytest.mark.slow
-@settings(EXAMPLES, max_examples=5)
+@settings(EXAMPLES, max_examples=3)
 @given(workers=st.integers(1, 3), **READING | {"threads": st.integers(0, 2)})
 def test_a_restart_with_worker_processes_continues_the_run(both, **how):
     assert_read_as_without_threads(opened(both), **how)
