@@ -37,7 +37,7 @@ _BUFFER = 8192
 _REFUSED = re.compile(r"\w+\(\) failed: ([^;]+)")
 _NO_DESCRIPTOR, _NO_FILE = os.strerror(errno.EMFILE), os.strerror(errno.ENOENT)
 # Seconds before the next attempts at a read that the system refuses: mounts and disks recover.
-WAITS = (0.1, 0.5, 2.5)
+WAITS = (0.1, 0.5, 2.5, 12.5)
 
 
 class Piece(NamedTuple):

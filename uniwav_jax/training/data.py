@@ -120,6 +120,7 @@ def validation_batches(config, mixture: Mixture, rows=None):
         seed=0,
         stop_step=validation_steps(config, mixture),
         rows=rows,
+        reads_in_flight=config.data.reads_in_flight,
     )
 
 
@@ -136,7 +137,13 @@ def feature_statistics(config, mixture: Mixture, say) -> dict[str, list[float]]:
     """
     count = min(config.features.statistics_positions, mixture.slots)
     steps = -(-count // STATISTICS_BATCH)
-    with batches(mixture, batch_size=STATISTICS_BATCH, seed=0, stop_step=steps) as loaded:
+    with batches(
+        mixture,
+        batch_size=STATISTICS_BATCH,
+        seed=0,
+        stop_step=steps,
+        reads_in_flight=config.data.reads_in_flight,
+    ) as loaded:
         statistics = measure(
             cut(_named(loaded, mixture, count, say), count),
             features.build(config),
