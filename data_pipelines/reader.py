@@ -181,7 +181,11 @@ class RecordReader:
             except (RuntimeError, IndexError, ValueError) as error:
                 fault = error
             refused = _REFUSED.search(str(fault))
-            if not refused or refused[1] == _NO_FILE:
+            if refused:
+                with self._lock:  # the next attempt opens the file anew, as after a mount
+                    self._readers.pop(shard, None)
+            missing = refused and refused[1] == _NO_FILE and not _is_away(self._paths[shard])
+            if missing or not refused:
                 raise Damaged(
                     f"{self.place(i)} can't be read ({_short(fault)}): write the shards again or "
                     "restore them from a copy"
@@ -198,8 +202,6 @@ class RecordReader:
                     f"{self.place(i)} can't be read ({_short(fault)}, {len(WAITS) + 1} times): "
                     "look after the disk or the mount and run the same command again"
                 ) from fault
-            with self._lock:
-                self._readers.pop(shard, None)  # what was mounted anew is opened anew
             time.sleep(wait)
 
     def fetch(self, shard: int, position: int) -> bytes:
@@ -248,6 +250,12 @@ class RecordReader:
             if len(self._readers) > self._most:
                 self._readers.popitem(last=False)
         return reader
+
+
+def _is_away(path: str) -> bool:
+    """Whether a missing file lacks its folder too, or all that was in it, as at a mount point."""
+    folder = os.path.dirname(path)
+    return not os.path.isdir(folder) or not os.listdir(folder)
 
 
 def _short(error: Exception) -> str:

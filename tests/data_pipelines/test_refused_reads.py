@@ -82,3 +82,20 @@ def test_what_the_library_itself_says_of_a_refusal(tmp_path):
     assert not isinstance(caught.value, Damaged)
     path.rmdir()
     assert any(f"{path} is missing" in fault for fault in verify.faults(out))
+
+
+@pytest.mark.parametrize("left", ["nothing", "the mount point"])
+def test_a_mount_that_is_away_is_no_damage(tmp_path, left):
+    out = write_noise(tmp_path / "shards", "noise", 20)
+    reader = RecordReader(out)
+    out.rename(tmp_path / "elsewhere")
+    if left != "nothing":
+        out.mkdir()
+    with pytest.raises(UserError, match="No such file or directory, 3 times") as caught:
+        reader[0]
+    assert not isinstance(caught.value, Damaged)
+    if left != "nothing":
+        out.rmdir()
+    (tmp_path / "elsewhere").rename(out)
+    assert reader[0].samples > 0
+
