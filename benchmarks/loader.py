@@ -76,7 +76,7 @@ def main() -> int:
         "--reads-in-flight", type=int, help="default: 4, or as many as delayed reads want"
     )
     parser.add_argument("--read-latency-ms", type=float, help="delay each read of the storage")
-    parser.add_argument("--refuse-every", type=int, metavar="N", help="of delayed reads, the N-th")
+    parser.add_argument("--refuse-every", type=int, metavar="N", help="of delayed reads")
     parser.add_argument("--torch", action="store_true", help="compare with a PyTorch DataLoader")
     options = parser.parse_args()
     missed = 0
@@ -109,19 +109,9 @@ def delayed(mixture: Mixture, options: argparse.Namespace) -> list[Bar]:
     enough = math.ceil(3 * A_SECOND * latency / audio_a_read(mixture))
     in_flight = options.reads_in_flight or enough
     counted, count = counting(mixture, options.shards, latency, options.refuse_every)
-    found = [
-        rates(
-            batches(
-                counted,
-                batch_size=BATCH,
-                seed=0,
-                stop_step=options.batches + WARM,
-                threads=options.threads,
-                reads_in_flight=in_flight,
-            )
-        )
-        for _ in range(options.repeats)
-    ]
+    settings = dict(threads=options.threads, reads_in_flight=in_flight)
+    steps = options.batches + WARM
+    found = [rates(load(counted, steps, settings)) for _ in range(options.repeats)]
     _, audio = report(f"loader, reads delayed by {options.read_latency_ms:g} ms", found)
     report_reads(count, f"{in_flight} reads in flight allowed, {count['refused']} refused, ")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -135,31 +125,27 @@ def measure(mixture: Mixture, options: argparse.Namespace) -> list[Bar]:
     """Prints everything about one crop length on the storage as it is."""
     settings = dict(threads=options.threads, reads_in_flight=options.reads_in_flight or 4)
     counted, count = counting(mixture, options.shards)
-
-    def load(source: Mixture, workers: int) -> Iterator[dict]:
-        count = options.batches + WARM
-        return batches(
-            source, batch_size=BATCH, seed=0, stop_step=count, workers=workers, **settings
-        )
-
+    steps = options.batches + WARM
     # The machine is not ours alone: what is compared takes turns.
     runs: dict[str, Callable[[], tuple[float, float]]] = {
         "bare FLAC decode": lambda: decode_rates(mixture, options.batches * BATCH),
-        f"loader, {options.threads} threads": lambda: rates(load(mixture, 0)),
+        f"loader, {options.threads} threads": lambda: rates(load(mixture, steps, settings)),
     }
     if options.workers:
-        runs[f"loader, {options.workers} workers"] = lambda: rates(load(mixture, options.workers))
+        runs[f"loader, {options.workers} workers"] = lambda: rates(
+            load(mixture, steps, settings | {"workers": options.workers})
+        )
     if options.torch:
         for workers in (0, 2):
             runs[f"PyTorch DataLoader, {workers} workers"] = lambda workers=workers: rates(
-                torch_batches(mixture, options.batches + WARM, workers)
+                torch_batches(mixture, steps, workers)
             )
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for _ in range(options.repeats):
         for name, run in runs.items():
             results[name].append(run())
     audio = {name: report(name, found)[0] for name, found in results.items()}
-    for _ in load(counted, 0):
+    for _ in load(counted, steps, settings):
         pass
     report_reads(count, "")
     ours = audio[f"loader, {options.threads} threads"]
@@ -171,6 +157,11 @@ def measure(mixture: Mixture, options: argparse.Namespace) -> list[Bar]:
         times = ours / audio["PyTorch DataLoader, 2 workers"]
         bars.append(Bar("times DataLoader with 2 workers", times, TIMES_TORCH, at_least=True))
     return bars
+
+
+def load(mixture: Mixture, steps: int, settings: dict) -> Iterator[dict]:
+    """The loader's batches of the first steps."""
+    return batches(mixture, batch_size=BATCH, seed=0, stop_step=steps, **settings)
 
 
 def rates(loaded: Iterator[dict]) -> tuple[float, float]:
