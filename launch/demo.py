@@ -64,7 +64,7 @@ def main() -> int:
     exported = runs / "demo" / "export"
     export = ("uniwav_jax", "export", "--workdir", run, "--output", str(exported), "--audio", true)
     asking = asking_licences(shards)
-    if not exported.exists() and not asking:  # else by the demo before, of the same run
+    if not exported.exists() and not asking:  # it exists after a demo before, of the same run
         seconds["export"] = command(*export)
 
     evaluation = json.loads((runs / "demo" / "evaluation.json").read_text())
