@@ -4,7 +4,9 @@
     python .ci/third_party.py --check    # says what the page has otherwise; status 1 if anything
 
 Walks the requirements of the core and of every extra through the metadata of what is installed
-here, so it wants an environment with the extras `test`, `beam`, `gcs`, `s3` and `wandb`.
+here, so writing wants an environment with the extras `test`, `beam`, `gcs`, `s3` and `wandb`.
+Checking goes as far as the packages of .ci/constraints.txt are installed, in those versions:
+others may state their licence otherwise, or want other packages.
 """
 
 import argparse
@@ -13,17 +15,33 @@ import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Collection
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "THIRD_PARTY.md"
+PINS = ROOT / ".ci" / "constraints.txt"
 PROJECT = "uniwav-jax"
 # Extras for other machines; their packages are proprietary or large and not installed here.
 ELSEWHERE = {
     "cuda": "jax with NVIDIA's CUDA libraries (proprietary)",
     "tpu": "jax with Google's libtpu (proprietary)",
+}
+# In whatever version an environment has them; they want nothing that is not wanted by others.
+TOOLS = {"setuptools", "wheel"}
+# Whose packages stand on the page, whichever Python checks it.
+MARKERS = {
+    "implementation_name": "cpython",
+    "os_name": "posix",
+    "platform_machine": "x86_64",
+    "platform_python_implementation": "CPython",
+    "platform_system": "Linux",
+    "python_full_version": "3.11.7",
+    "python_version": "3.11",
+    "sys_platform": "linux",
 }
 # Packages that state none.
 STATED = {"espeakng-loader": "GPL-3.0-or-later (of espeak-ng, which it carries)"}
@@ -46,14 +64,16 @@ def main() -> int:
     if not options.check:
         PAGE.write_text(page(), encoding="utf-8")
         return 0
-    found = differences(PAGE.read_text(encoding="utf-8"))
-    print("\n".join(found))
+    checked = pinned(PINS.read_text(encoding="utf-8"))
+    found = differences(PAGE.read_text(encoding="utf-8"), checked)
+    print("\n".join([*found, f"{len(checked)} installed packages are those of {PINS.name}"]))
     return 1 if found else 0
 
 
 def page() -> str:
     """The whole text."""
-    licence_of, wanted = licences(), wanted_by()
+    licence_of = licences()
+    wanted, _ = wanted_by(licence_of)
     rows = [
         f"| {name} | {licence_of[name]} | {', '.join(sorted(extras))} |"
         for name, extras in sorted(wanted.items())
@@ -63,21 +83,54 @@ def page() -> str:
     return HEAD + "\n".join(rows) + "\n"
 
 
-def differences(text: str) -> list[str]:
-    """Packages that are installed, wanted, and missing on the page or under another licence."""
+def differences(text: str, known: Collection[str]) -> list[str]:
+    """What the page says otherwise than the packages that are installed here.
+
+    Args:
+      text: the page.
+      known: names of the packages that are asked; of others nothing is believed.
+
+    Returns:
+      A line for each package that is missing on the page, stands there under another licence, or
+      is wanted by others than those it names: by nobody, if it is stale.
+    """
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")]
-    stated = {cells[0].strip(): cells[1].strip() for cells in rows}
+    rows = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in rows[1:]}
     licence_of = licences()
-    return [
-        f"{name}: {licence_of[name]} here, {stated.get(name, 'missing')} on the page"
-        for name in sorted(wanted_by().keys() & licence_of.keys())
-        if stated.get(name) != licence_of[name]
-    ]
+    wanted, unsure = wanted_by(known)
+    unsure |= ELSEWHERE.keys()
+    found = []
+    for name in sorted(wanted.keys() | rows.keys()):
+        stated, extras = rows.get(name, ("", ""))
+        here, there = wanted.get(name, set()), set(extras.split(", ")) - {""}
+        if name not in rows:
+            found.append(f"{name}: missing on the page")
+        elif name in known and name in wanted and stated != licence_of[name]:
+            found.append(f"{name}: {licence_of[name]} here, {stated} on the page")
+        elif here - unsure != there - unsure:
+            listed = ", ".join(sorted(here)) or "nobody"
+            found.append(f"{name}: wanted by {listed} here, by {extras} on the page")
+    return found
+
+
+def pinned(constraints: str) -> set[str]:
+    """Names of the packages that are installed in the version that the constraints name."""
+    found = set()
+    for line in constraints.splitlines():
+        name, _, version = line.strip().partition("==")
+        try:
+            # Without what says who built it, as in 2.13.0+cpu.
+            if version and Version(importlib.metadata.version(name)).public == version:
+                found.add(canonicalize_name(name))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def licences() -> dict[str, str]:
     """Licence by name of every installed package."""
-    command = [sys.executable, "-m", "piplicenses", "--from=mixed", "--format=json"]
+    command = [sys.executable, "-m", "piplicenses", "--from=mixed"]
+    command += ["--with-system", "--format=json"]
     found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     # Some packages put the whole text there, of which the first line is the name.
     stated = {
@@ -87,9 +140,15 @@ def licences() -> dict[str, str]:
     return stated | {name: licence for name, licence in STATED.items() if name in stated}
 
 
-def wanted_by() -> dict[str, set[str]]:
-    """Name of every package in the closure of the requirements -> the extras ("core")."""
+def wanted_by(known: Collection[str]) -> tuple[dict[str, set[str]], set[str]]:
+    """Walks the requirements through the packages that are known.
+
+    Returns:
+      Name of every package in the closure -> the extras that want it ("core": all of them do); and
+      the extras whose closure may hold more, since something in it is not known.
+    """
     found: dict[str, set[str]] = {}
+    unsure = set()
     extras = importlib.metadata.metadata(PROJECT).get_all("Provides-Extra") or []
     for extra in ("", *(extra for extra in extras if extra not in ELSEWHERE)):
         pending = [(canonicalize_name(PROJECT), extra)]
@@ -101,17 +160,19 @@ def wanted_by() -> dict[str, set[str]]:
             seen.add((name, asked))
             if name != PROJECT:
                 found.setdefault(name, set()).add(extra or "core")
-            try:
-                requires = importlib.metadata.requires(name) or []
-            except importlib.metadata.PackageNotFoundError:
-                continue
-            for requirement in map(Requirement, requires):
-                if requirement.marker and not requirement.marker.evaluate({"extra": asked}):
+                if name not in known:
+                    unsure |= {extra or "core"} if name not in TOOLS else set()
+                    continue
+            for requirement in map(Requirement, importlib.metadata.requires(name) or []):
+                if requirement.marker and not requirement.marker.evaluate(
+                    MARKERS | {"extra": asked}
+                ):
                     continue
                 needed = canonicalize_name(requirement.name)
                 pending += [(needed, more) for more in ("", *requirement.extras)]
     # What the core wants is there with every extra.
-    return {name: {"core"} if "core" in extras else extras for name, extras in found.items()}
+    found = {name: {"core"} if "core" in extras else extras for name, extras in found.items()}
+    return found, unsure
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def batches(
 
     Raises:
       UserError: from the iterator, when many slots in a row can't be read, of which it names the
-        last, or when no more files may be opened.
+        last, when the storage goes on refusing a read, or when no more files may be opened.
       ValueError: rows or steps out of range.
     """
     rows = range(batch_size) if rows is None else rows

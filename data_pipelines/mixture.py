@@ -5,7 +5,7 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grain
@@ -14,7 +14,7 @@ import numpy as np
 from data_pipelines import order, paths
 from data_pipelines.errors import UserError
 from data_pipelines.exclusions import NOTHING, Exclusions
-from data_pipelines.index import read_index
+from data_pipelines.index import Index, read_index
 from data_pipelines.latents import Codec, LatentReader
 from data_pipelines.reader import RecordReader
 from data_pipelines.rows import Rows, build_rows
@@ -32,6 +32,7 @@ def open_mixture(
     exclude: Exclusions = NOTHING,
     must_hold: bool = True,
     codec: Codec | None = None,
+    indices: Sequence[Index] | None = None,
 ) -> "Mixture":
     """Opens shards for one split and one crop.
 
@@ -48,6 +49,7 @@ def open_mixture(
       exclude: records and speakers that are left out.
       must_hold: whether what is left out has to be there, so that a slip is noticed.
       codec: read its latents instead of the audio; crops and their order are the same.
+      indices: of the spec's directories, in its order, if they are read already.
 
     Raises:
       UserError: no shards there, no latents of the codec, another sample rate, a weight that is
@@ -55,7 +57,7 @@ def open_mixture(
         a directory without any row of the split train, or none with one of another split.
     """
     entries = parse_spec(spec)
-    indices = [read_index(directory) for directory, _ in entries]
+    indices = indices or [read_index(directory) for directory, _ in entries]
     for one, other in itertools.combinations(indices, 2):
         # The name is the corpus in random keys, losses and epochs: two of a name would be one.
         if one.corpus == other.corpus:

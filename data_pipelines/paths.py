@@ -20,7 +20,7 @@ from data_pipelines import interrupts
 from data_pipelines.errors import Rejected, UserError
 
 # What a decoder that jumps about in a long recording asks of a store at once.
-_BLOCK_BYTES = 1 << 18
+BLOCK_BYTES = 1 << 18
 # Small files of a store that are read or written at a time.
 THREADS = 32
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
@@ -93,7 +93,7 @@ def opened(path: str | os.PathLike) -> BinaryIO:
     """
     if not is_url(path):
         return open(path, "rb")
-    return io.BufferedReader(_stored(str(path)), _BLOCK_BYTES)
+    return io.BufferedReader(_stored(str(path)), BLOCK_BYTES)
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
@@ -185,7 +185,7 @@ def _stored(url: str) -> _Stored:
 
     with reached(url):
         store, place = fsspec.url_to_fs(url)
-        return _Stored(url, store.open(place, "rb", block_size=_BLOCK_BYTES))
+        return _Stored(url, store.open(place, "rb", block_size=BLOCK_BYTES))
 
 
 def _fault(url: str | os.PathLike, error: Exception) -> UserError:

@@ -8,10 +8,11 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipelines import order, shards, workers
+from data_pipelines import order, paths, shards, workers
 from data_pipelines.corpora import Corpus, Utterance
 from data_pipelines.errors import UserError
 from data_pipelines.jobs import Job, read_sidecar, write_shard
@@ -23,6 +24,8 @@ SAMPLE = 64
 _EMPTY_SHARD = 1 << 17
 # In which fsspec's stores upload large files, with a request before them and one after.
 _PART = 50 << 20
+# What a decoder reads for a part of a long recording, of the part's own bytes: it searches.
+_SEARCHED = 1.5
 
 
 def plan(
@@ -41,7 +44,7 @@ def plan(
       hours: of audio, to plan for so much of the same kind instead of for this corpus.
 
     Raises:
-      UserError: nothing to write, the whole sample rejected, or a full disk.
+      UserError: nothing to write, the whole sample rejected, a store that fails, or a full disk.
     """
     positive = [sample_rate, records_per_shard, crop_seconds, 1 if hours is None else hours]
     if not all(number > 0 for number in positive):
@@ -68,6 +71,7 @@ def plan(
     scale, shard_count = records / count, math.ceil(records / records_per_shard)
     shard_bytes = scale * (sidecar["bytes"] - _EMPTY_SHARD) + shard_count * _EMPTY_SHARD
     parts = math.ceil(shard_bytes / shard_count / _PART)
+    asked = _source_requests(corpus, sample)
     return Plan(
         corpus=corpus.name,
         sample=count,
@@ -81,6 +85,7 @@ def plan(
         other_bytes=scale * sidecar_bytes,
         cpu_seconds=scale * cpu_seconds,
         puts=shard_count * (1 + (parts + 2 if parts > 1 else 1)) + 3,
+        source_requests=None if asked is None else scale * asked,
         crop_seconds=crop_seconds,
         reads=scale * reads,
         opens=scale * reads * max(0.0, 1 - OPEN_SHARDS / shard_count),
@@ -94,6 +99,34 @@ def _length(utterance: Utterance) -> float:
     return os.path.getsize(utterance.recording) if os.path.isfile(utterance.recording) else 0.0
 
 
+def _source_requests(corpus: Corpus, sample: Sequence[Utterance]) -> float | None:
+    """Requests that loading the sample takes where the sources lie in a store: each utterance asks
+    for its file's size, then for the bytes, in blocks. None: they are no files of their own."""
+    ends = dict.fromkeys((utterance.recording for utterance in sample), 0.0)
+    for utterance in corpus.utterances:
+        if utterance.recording in ends:
+            ends[utterance.recording] = max(ends[utterance.recording], utterance.end or 0.0)
+    requests = 0
+    for utterance in sample:
+        size = _bytes_of(utterance.recording)
+        if size is None:
+            return None
+        if utterance.end is not None:
+            share = (utterance.end - (utterance.start or 0.0)) / ends[utterance.recording]
+            size *= min(1.0, _SEARCHED * share)
+        requests += 1 + math.ceil(size / paths.BLOCK_BYTES)
+    return requests
+
+
+def _bytes_of(recording: str) -> int | None:
+    """The size of a file, here or in a store; None if it is none."""
+    if not paths.is_url(recording):
+        return os.path.getsize(recording) if os.path.isfile(recording) else None
+    with paths.reached(recording):
+        path = paths.of(recording)
+        return path.stat().st_size if path.is_file() else None
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """An estimate for ``records`` utterances.
@@ -104,6 +137,8 @@ class Plan:
       files: shards, sidecars, request, columns and index; ``other_bytes`` are the sidecars'.
       cpu_seconds: of one core of this machine.
       puts: requests that write the folder into a store.
+      source_requests: that read the sources, once they are listed, if those lie in a store; None:
+        not known of tars and data sets.
       reads: entries read by an epoch of crops of ``crop_seconds``; ``opens``: shards opened anew.
     """
 
@@ -119,6 +154,7 @@ class Plan:
     other_bytes: float
     cpu_seconds: float
     puts: int
+    source_requests: float | None
     crop_seconds: float
     reads: float
     opens: float
@@ -128,6 +164,9 @@ class Plan:
         cores = os.cpu_count() or 1
         speed = self.hours * 3600 / self.cpu_seconds
         error = f" ± {self.error:.0%}" if self.error else ""
+        asked = "not known of tars and data sets"
+        if self.source_requests is not None:
+            asked = f"{self.source_requests:,.0f} GET and HEAD"
         return f"""{self.corpus}: {self.records:,} records, {self.hours:,.2f} h{error} of audio
   as in {self.sample} of its utterances, written as a trial; {self.rejected} of them rejected
 disk   {_size(self.shard_bytes)} in {self.shards:,} shards, {_size(self.other_bytes)} beside them
@@ -135,7 +174,9 @@ disk   {_size(self.shard_bytes)} in {self.shards:,} shards, {_size(self.other_by
 time   {_time(self.cpu_seconds)} of a core, {_time(self.cpu_seconds / cores)} with all {cores} here
   {speed:,.0f} s of audio a CPU-second; waiting for storage not counted
 store  to write: {self.puts:,} PUT, {math.ceil(self.files / 1000):,} LIST
-  every file once, shards over 50 MiB in parts of 50 MiB; reading the sources not counted
+  every file once, shards over 50 MiB in parts of 50 MiB
+       to read the sources, if they lie in one: {asked}
+  each file's size and its bytes in blocks of 256 KiB; listing them not counted
        an epoch of {self.crop_seconds:g} s crops: {self.reads + self.opens:,.0f} GET, no LIST
   {self.reads / self.records:.2f} reads a record without a cache, and one of 128 KiB for each shard
   that is opened anew: a process keeps {OPEN_SHARDS} open"""

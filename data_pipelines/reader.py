@@ -8,8 +8,10 @@ import dataclasses
 import errno
 import itertools
 import os
+import re
 import resource
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -31,8 +33,11 @@ OPEN_SHARDS = 1024 if _FILES == resource.RLIM_INFINITY else min(1024, _FILES // 
 # small buffer an entry is one read of about its own size, however small it is.
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0,footer_prefetch_bytes:131072"
 _BUFFER = 8192
-# The library reports the system's message, not its number.
-_NO_DESCRIPTOR = os.strerror(errno.EMFILE)
+# The library reports the system's message, not its number: "pread() failed: Input/output error; …".
+_REFUSED = re.compile(r"\w+\(\) failed: ([^;]+)")
+_NO_DESCRIPTOR, _NO_FILE = os.strerror(errno.EMFILE), os.strerror(errno.ENOENT)
+# Seconds before the next attempts at a read that the system refuses: mounts and disks recover.
+WAITS = (0.1, 0.5, 2.5, 12.5)
 
 
 class Piece(NamedTuple):
@@ -161,28 +166,47 @@ class RecordReader:
         return [self.entry(i, k) for k in range(self._segments(i))]
 
     def entry(self, i: int, segment: int) -> bytes:
-        """One entry of record i.
+        """One entry of record i. A read that the system refuses is repeated, after ``WAITS``.
 
         Raises:
           Damaged: the shard is missing or damaged.
-          UserError: this process may not open another file.
+          UserError: the system goes on refusing, or this process may not open another file.
           IndexError: i is not in 0 … len - 1.
         """
         shard, first = self._locate(i)
         position = int(self._entries[i] - self._entries[first]) + segment
-        try:
-            return self._open(shard).read([position])[0]
-        except (RuntimeError, IndexError, ValueError) as error:
-            # Nothing is wrong with the record: to replace it would depend on what else is open.
-            if _NO_DESCRIPTOR in str(error):
+        for wait in (*WAITS, None):
+            try:
+                return self.fetch(shard, position)
+            except (RuntimeError, IndexError, ValueError) as error:
+                fault = error
+            refused = _REFUSED.search(str(fault))
+            if refused:
+                with self._lock:  # the next attempt opens the file anew, as after a mount
+                    self._readers.pop(shard, None)
+            missing = refused and refused[1] == _NO_FILE and not _is_away(self._paths[shard])
+            if missing or not refused:
+                raise Damaged(
+                    f"{self.place(i)} can't be read ({_short(fault)}): write the shards again or "
+                    "restore them from a copy"
+                ) from fault
+            # Nothing is wrong with the record: to replace it would depend on what else is open, or
+            # on the storage of the hour, and a restart would train on something else.
+            if refused[1] == _NO_DESCRIPTOR:
                 raise UserError(
                     f"{self._paths[shard]} can't be opened ({_NO_DESCRIPTOR}): raise the limit "
                     "that `ulimit -n` shows and run the same command again"
-                ) from error
-            raise Damaged(
-                f"{self.place(i)} can't be read ({_short(error)}): write the shards again or "
-                "restore them from a copy"
-            ) from error
+                ) from fault
+            if wait is None:
+                raise UserError(
+                    f"{self.place(i)} can't be read ({_short(fault)}, {len(WAITS) + 1} times): "
+                    "look after the disk or the mount and run the same command again"
+                ) from fault
+            time.sleep(wait)
+
+    def fetch(self, shard: int, position: int) -> bytes:
+        """Entry number ``position`` of a shard, read once; raises what the library raises."""
+        return self._open(shard).read([position])[0]
 
     def decode(self, piece: Piece, entry: bytes, out: np.ndarray) -> None:
         """Decodes a piece from its entry into ``out``, float32[piece.count], contiguous.
@@ -226,6 +250,12 @@ class RecordReader:
             if len(self._readers) > self._most:
                 self._readers.popitem(last=False)
         return reader
+
+
+def _is_away(path: str) -> bool:
+    """Whether a missing file lacks its folder too, or all that was in it, as at a mount point."""
+    folder = os.path.dirname(path)
+    return not os.path.isdir(folder) or not os.listdir(folder)
 
 
 def _short(error: Exception) -> str:

@@ -31,7 +31,7 @@ def faults(directory: str | os.PathLike, worker_count: int = 1) -> Iterator[str]
       worker_count: threads (decoding and hashing run outside Python's lock).
 
     Raises:
-      UserError: no more files may be opened.
+      UserError: the storage goes on refusing a read, or no more files may be opened.
     """
     try:
         index = read_index(directory)

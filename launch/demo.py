@@ -4,7 +4,7 @@
 
 Runs the same commands that a user would, prints each of them and the seconds it took, and ends with
 a table of what was reached. Exit status 1: a bar was missed. Run again, it goes on where it
-stopped.
+stopped. Audio under a licence that asks something of whoever passes a model on is not exported.
 """
 
 import argparse
@@ -62,9 +62,10 @@ def main() -> int:
         *("--from", f"{gap[0]:.2f}", "--to", f"{gap[1]:.2f}"),
     )
     exported = runs / "demo" / "export"
-    if not exported.exists():  # by the demo before, of the same run
-        arguments = ("--workdir", run, "--output", str(exported), "--audio", true)
-        seconds["export"] = command("uniwav_jax", "export", *arguments)
+    export = ("uniwav_jax", "export", "--workdir", run, "--output", str(exported), "--audio", true)
+    asking = asking_licences(shards)
+    if not exported.exists() and not asking:  # it exists after a demo before, of the same run
+        seconds["export"] = command(*export)
 
     evaluation = json.loads((runs / "demo" / "evaluation.json").read_text())
     missed = print_bars(evaluation) if judged else []
@@ -73,7 +74,14 @@ def main() -> int:
     print(f"         {sum(seconds.values()):.0f} in all; peak memory {peak:.1f} GiB")
     print(f"pictures: {run}/evaluation.png, {run}/samples/*.png")
     print(f"sounds:   {true}, {generated[0]}, {generated[1]}")
-    print(f"PyTorch:  {exported}; {parity_line(exported)}")
+    if exported.exists():
+        print(f"PyTorch:  {exported}; {parity_line(exported)}")
+    else:
+        print(
+            f"PyTorch:  not exported, since the audio is under {', '.join(asking)}, which ask "
+            "something of whoever passes the model on: `python -m "
+            f"{shlex.join([*export, '--accept-licences'])}` exports it"
+        )
     print(f"numbers:  {run}/evaluation.json; curves: tensorboard --logdir {run}/tensorboard")
     return 1 if missed else 0
 
@@ -112,6 +120,13 @@ def write_example(shards: str, path: pathlib.Path) -> tuple[str, float]:
     with atomic_write(path) as temporary:
         soundfile.write(temporary, record.waveform(), record.sample_rate, format="WAV")
     return str(path), record.samples / record.sample_rate
+
+
+def asking_licences(shards: str) -> list[str]:
+    """Licences of the audio that `export` wants accepted by a person."""
+    from uniwav_jax.export.card import restricted
+
+    return restricted(sorted(read_index(shards).licences))
 
 
 def parity_line(exported: pathlib.Path) -> str:

@@ -18,6 +18,8 @@ FINAL = (0, 2, 3)
 RESTART_SECONDS = 10
 # Machines and pods of a job come up minutes apart, and a process that gives up ends the job.
 START_SECONDS = 900
+# Of mounted shards: a read of a store takes some 50 ms, and 4 at a time would starve a step.
+READS_IN_FLIGHT = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +150,11 @@ def start_script(
       more: of the environment.
     """
     mounts, host = localized(job)
-    patience = f"parallel.start_seconds={START_SECONDS}"
-    if processes and not any(field.startswith("parallel.start_seconds=") for field in job.fields):
-        host = dataclasses.replace(host, fields=(*host.fields, patience))
+    wanted = {"parallel.start_seconds": START_SECONDS} if processes else {}
+    wanted |= {"data.reads_in_flight": READS_IN_FLIGHT} if f"{MOUNTS}/" in host.data else {}
+    given = {field.partition("=")[0] for field in job.fields}
+    more_fields = (f"{name}={value}" for name, value in wanted.items() if name not in given)
+    host = dataclasses.replace(host, fields=(*host.fields, *more_fields))
     command = f"{_python(job)} -m uniwav_jax {shlex.join(train_arguments(host))} {processes}"
     prepare = [
         f'digest=$(sha256sum "$trees/{job.tree}" | cut -c1-16)',

@@ -15,6 +15,7 @@ import numpy as np
 import soundfile
 
 from data_pipelines import paths
+from data_pipelines.corpora import flac
 from data_pipelines.errors import Rejected
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -34,12 +35,13 @@ def read_audio(source: str | BinaryIO, start: float | None = None, end: float | 
       (float32[n, channels], sample rate in Hz).
 
     Raises:
-      Rejected: ``undecodable``: not audio, it breaks off before the end that it announces, or the
-        part lies outside it.
+      Rejected: ``undecodable``: not audio, it breaks off before the end that it announces, its
+        header is damaged, or the part lies outside it.
     """
     if isinstance(source, str) and paths.is_url(source):
         with paths.opened_audio(source) as file:
             return read_audio(file, start, end)
+    _check_header(source)
     try:
         with soundfile.SoundFile(source) as file:
             rate = file.samplerate
@@ -70,6 +72,22 @@ def read_audio(source: str | BinaryIO, start: float | None = None, end: float | 
     if count < expected:
         raise Rejected("undecodable", f"breaks off after {count} of {expected} samples")
     return np.concatenate(blocks), rate
+
+
+def _check_header(source: str | BinaryIO) -> None:
+    """Raises Rejected for a FLAC whose header contradicts its audio."""
+    if isinstance(source, str):
+        try:
+            with open(source, "rb") as file:
+                found = flac.formats(file)
+        except OSError as error:
+            raise Rejected("undecodable", f"{source} can't be opened: {error.strerror}") from error
+    else:
+        found = flac.formats(source)
+        source.seek(0)
+    for announced, held in zip(*found, strict=True) if found else ():
+        if held not in (None, announced):
+            raise Rejected("undecodable", f"its header says {found[0]} and its audio {found[1]}")
 
 
 def load_recording(utterance: Utterance) -> Audio:

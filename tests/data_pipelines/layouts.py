@@ -19,6 +19,7 @@ import soundfile
 # Layouts made with nothing else, and the packages that make the others.
 OWN = ("folder", "librispeech", "kaldi", "nemo", "commonvoice", "webdataset")
 FOREIGN = {"lhotse": "lhotse", "shar": "lhotse", "saved": "datasets", "parquet": "datasets"}
+FOREIGN |= {"tfds": "tensorflow"}
 EVERY = (*OWN, *FOREIGN)
 RATE = 16000
 SPEAKERS = {"19": "de", "84": "en", "367": "fr"}
@@ -266,6 +267,15 @@ def parquet(root):
         rows.to_parquet(out / f"{split}-00000-of-00001.parquet")
     options = {"source": str(root / "set"), "language_column": "lang"}
     return Made(root, "hf", options, sorted(out.iterdir()))
+
+
+def tfds(root):
+    """The folder layout as a data set of TFDS, as `tfds-build` makes it."""
+    from data_pipelines import tfds_builder
+
+    corpus = listed(folder(root / "in"))
+    built, _ = tfds_builder.build(corpus, root / "built", sample_rate=RATE)
+    return Made(root, "tfds", {"source": built}, sorted(pathlib.Path(built).iterdir()))
 
 
 def _datasets(root):

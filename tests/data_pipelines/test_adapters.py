@@ -19,6 +19,8 @@ from data_pipelines.reader import RecordReader
 from tests.data_pipelines import layouts
 from tests.data_pipelines.layouts import EVERY, adapter, listed
 
+# TensorFlow's import alone is slow.
+MARKED = [pytest.param(e, marks=pytest.mark.slow) if e == "tfds" else e for e in EVERY]
 # What their layouts do not say.
 UNSAID = {"librispeech": {"language"}}
 
@@ -43,7 +45,7 @@ def records(corpus):
     return found
 
 
-@pytest.mark.parametrize("layout", [name for name in EVERY if name != "commonvoice"])
+@pytest.mark.parametrize("layout", [name for name in MARKED if name != "commonvoice"])
 def test_every_layout_gives_the_same_records(made, layout):
     found = records(listed(made(layout)))
     assert len(found) == 8
@@ -82,7 +84,7 @@ def test_parts_of_a_recording_keep_their_times(made, layout):
         )
 
 
-@pytest.mark.parametrize("layout", EVERY)
+@pytest.mark.parametrize("layout", MARKED)
 def test_ids_do_not_say_where_the_corpus_lies(made, copied, layout):
     here = [u.id for u in listed(made(layout)).utterances]
     moved = copied(layout)

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from data_pipelines import inspection, verify
-from data_pipelines.corpora import Utterance, load_recording
+from data_pipelines.corpora import Utterance, flac, load_recording
 from data_pipelines.errors import Rejected, UserError
 from data_pipelines.index import read_index
 from data_pipelines.migrations import migrate
@@ -76,6 +76,33 @@ def test_200_damaged_shard_folders(shards, truth, tmp_path, group):
         shutil.rmtree(folder)
 
 
+def test_a_flac_header_that_contradicts_its_frames_is_noticed(tmp_path):
+    """Each bit of sample rate, channels and sample size; alone the header has no checksum."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 5_000), 16_000)
+    content = path.read_bytes()
+    assert content[18:21] == bytes([16_000 >> 12, 16_000 >> 4 & 255, 0])
+    for bit in range(29):
+        changed = bytearray(content)
+        changed[18 + bit // 8] ^= 128 >> bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(Rejected, match="undecodable"):
+            load_recording(Utterance("a", str(path)))
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 12_345, 37_000, 44_100, 96_000])
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
+def test_sound_flac_headers_pass(tmp_path, rate, subtype):
+    path = tmp_path / "a.flac"
+    for samples in (100, 5_000, 70_000):
+        soundfile.write(path, np.full((samples, 2), 0.25), rate, subtype=subtype)
+        assert load_recording(Utterance("a", str(path))).sample_rate == rate
+        with open(path, "rb") as file:
+            announced, held = flac.formats(file)
+        assert announced == (rate, {"S8": 8, "16": 16, "24": 24}[subtype[4:]])
+        assert all(b in (None, a) for a, b in zip(announced, held, strict=True))
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
 def test_200_damaged_recordings(tmp_path, suffix):
     """Each gives its audio or a reason; FLAC, which has checksums, no other samples than it had."""
@@ -100,9 +127,8 @@ def test_200_damaged_recordings(tmp_path, suffix):
                 assert np.isfinite(audio.samples).all() and len(audio.samples) <= 10 * rate, what
                 same = audio.samples.shape == before.shape and (audio.samples == before).all()
                 whole += bool(same)
-                if suffix == "flac" and audio.sample_rate == rate:
-                    # What is left of a file that was cut short is the beginning of it.
-                    assert same, what
+                if suffix == "flac":
+                    assert same and audio.sample_rate == rate, what
         path.unlink(missing_ok=True)
         path.write_bytes(content)
     assert refused >= 10 and refused + whole > 10

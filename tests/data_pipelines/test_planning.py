@@ -1,8 +1,13 @@
 """The plan of a write against the write, and of its reads against the loader's."""
 
+import dataclasses
+import os
+
+import fsspec
 import numpy as np
 import pytest
 import soundfile
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from data_pipelines import __main__ as cli
 from data_pipelines import order, planning, shards
@@ -83,6 +88,56 @@ def test_the_reads_are_those_of_the_loader(written):
         reads += len(part.reader.crop(clips, start, 15_360))
     assert reads > 1.1 * COUNT
     assert abs(plan(made(True)).reads / reads - 1) < 0.1
+
+
+class Tallied(AbstractFileSystem):
+    """A folder of this machine as a store that counts requests."""
+
+    protocol = "tallied"
+    cachable = False
+    requests = 0
+
+    def info(self, path, **_):
+        Tallied.requests += 1
+        return {"name": path, "size": os.path.getsize(path), "type": "file"}
+
+    def _open(self, path, mode="rb", **options):
+        return TalliedFile(self, path, mode, **options)
+
+
+class TalliedFile(AbstractBufferedFile):
+    def _fetch_range(self, start, end):
+        Tallied.requests += 1
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
+
+@pytest.mark.filterwarnings("ignore:UPath .* filesystem not explicitly implemented")
+def test_the_requests_for_the_sources_are_those_of_the_write(tmp_path):
+    """Files of 16 kB to 3.2 MB, and parts of a long one."""
+    fsspec.register_implementation("tallied", Tallied, clobber=True)
+    rng, utterances = np.random.default_rng(0), []
+    for i, seconds in enumerate([*rng.uniform(0.5, 20, 20), 100.0]):
+        path = tmp_path / f"{i}.wav"
+        soundfile.write(path, rng.normal(0, 0.1, round(seconds * 16_000)), 16_000)
+        if seconds < 100:
+            utterances.append(Utterance(str(i), f"tallied://{path}", split="train"))
+        else:
+            for k in range(0, 100, 10):
+                part = Utterance(f"part {k}", f"tallied://{path}", k, k + 10, split="train")
+                utterances.append(part)
+    corpus = Corpus("made", "CC0-1.0", "noise", "nobody", utterances)
+    found = plan(corpus, sample_rate=16_000)
+    Tallied.requests = 0
+    shards.write(corpus, tmp_path / "out", sample_rate=16_000)
+    assert Tallied.requests > 80
+    assert abs(found.source_requests / Tallied.requests - 1) < 0.15
+    assert f"if they lie in one: {found.source_requests:,.0f} GET and HEAD" in found.describe()
+    here = [dataclasses.replace(u, recording=u.recording[10:]) for u in utterances]
+    again = plan(dataclasses.replace(corpus, utterances=here), sample_rate=16_000)
+    assert again.source_requests == found.source_requests
+    assert plan(made(True)).source_requests is None
 
 
 def test_another_size_and_shards_that_do_not_stay_open(monkeypatch):

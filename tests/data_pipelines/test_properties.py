@@ -201,3 +201,33 @@ def test_a_restart_at_any_step_continues_the_run(both):
     for step in range(stop):
         got = take(mixture, 2, batch_size=5, start_step=step, stop_step=stop)
         assert_same(got, straight[step : step + 2])
+
+
+# How a process reads: threads that decode, reads in flight, and from which step on.
+READING = {
+    "batch_size": st.integers(1, 12),
+    "threads": st.integers(1, 4),
+    "reads_in_flight": st.integers(1, 40),
+    "start_step": st.integers(0, 40),
+}
+
+
+def assert_read_as_without_threads(mixture, *, batch_size, start_step, **how):
+    where = dict(batch_size=batch_size, start_step=start_step)
+    plain = take(mixture, 4, **where)
+    assert_same(take(mixture, 4, **where, **how), plain)
+    # The end of a run is there at once, however far the threads have read ahead.
+    assert_same(take(mixture, 4, **where, **how, stop_step=start_step + 3), plain[:3])
+
+
+@settings(EXAMPLES, max_examples=8)
+@given(**READING)
+def test_a_restart_that_reads_ahead_continues_the_run(both, **how):
+    assert_read_as_without_threads(opened(both), **how)
+
+
+@pytest.mark.slow
+@settings(EXAMPLES, max_examples=3)
+@given(workers=st.integers(1, 3), **READING | {"threads": st.integers(0, 2)})
+def test_a_restart_with_worker_processes_continues_the_run(both, **how):
+    assert_read_as_without_threads(opened(both), **how)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import time
@@ -331,6 +332,16 @@ def test_places_of_a_store_are_folders_of_a_host(tmp_path):
     ]
     script = (folder / "startup.sh").read_text()
     assert script.count("gcsfuse \\") == 2 and script.count("--rename-dir-limit") == 2
+
+
+def test_shards_of_a_store_are_read_far_ahead(tmp_path):
+    def read(name, arguments, script, *more):
+        text = (jobs.render(tmp_path / name, arguments, *more) / script).read_text()
+        return re.findall(r"--config.data.reads_in_flight=(\d+)", text)
+
+    assert read("far", jobs.TPU, "startup.sh") == ["32"]
+    assert read("given", jobs.TPU, "startup.sh", "--config.data.reads_in_flight=8") == ["8"]
+    assert read("near", jobs.SLURM, "start.sh") == []
 
 
 @pytest.mark.parametrize(

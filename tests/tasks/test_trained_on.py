@@ -14,6 +14,7 @@ from data_pipelines.shards import write
 from tests import runs
 from tests.data_pipelines.noise import HOP, RATE, load_noise
 from tests.small import config_of
+from uniwav_jax.__main__ import main
 from uniwav_jax.errors import UserError
 from uniwav_jax.tasks import pretrained
 from uniwav_jax.tasks.trained_on import trained_on
@@ -77,15 +78,18 @@ def test_a_branch_has_seen_what_its_source_has(small_run, small_shards, heard, t
     # The slots of step 4 are left out, so that step 5's come in its place.
     after = {draw["step"] + 1 for draw in own["draws"]}
     assert after == {step for step in heard[chosen] if step in (5, 6)}
-    printed = runs.run(
-        "uniwav_jax", "trained-on", "--workdir", tmp_path / "run", "--id", chosen
-    ).stdout
+    printed = runs.run("uniwav_jax", "trained-on", tmp_path / "run", chosen).stdout
     assert f"steps 4 to 5: {'yes' if after else 'no, though it could have been'}" in printed
     assert f"{small_run}, steps 1 to 3: yes" in printed
 
 
+def test_the_command_takes_a_run_and_an_id(small_run, capsys):
+    assert main(["trained-on", str(small_run), "nobody/1"]) == 2
+    assert "error: nobody/1: none of the run's corpora holds" in capsys.readouterr().err
+
+
 def test_a_recording_that_nobody_has(small_run):
-    with pytest.raises(UserError, match="--id nobody/1: none of the run's corpora holds"):
+    with pytest.raises(UserError, match="nobody/1: none of the run's corpora holds"):
         trained_on(small_run, "nobody/1")
     with pytest.raises(UserError, match="--step 7: the run has come to step 6"):
         trained_on(small_run, "nobody/1", 7)

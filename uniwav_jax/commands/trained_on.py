@@ -9,8 +9,8 @@ damaged ones are not found: metrics.jsonl counts them (`replaced`), and the log 
 
 def add_arguments(parser) -> None:
     """The command's arguments."""
-    parser.add_argument("--workdir", required=True, help="the run")
-    parser.add_argument("--id", required=True, help="a record id, as `data_pipelines` wrote it")
+    parser.add_argument("workdir", metavar="RUN", help="the run's folder")
+    parser.add_argument("id", metavar="ID", help="a record id, as `data_pipelines` wrote it")
     parser.add_argument("--step", type=int, metavar="N", help="up to here; default: the newest")
     parser.add_argument("--data", default="", help="the run's shards, if they have moved")
 

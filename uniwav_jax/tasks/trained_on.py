@@ -57,7 +57,7 @@ def trained_on(workdir, record_id: str, step: int | None = None, *, shards: str 
         else:
             answers.append({"run": str(path), "gone": True})
     if not any(answer.get("corpus") or answer.get("gone") for answer in answers):
-        raise UserError(f"--id {record_id}: none of the run's corpora holds such a record.")
+        raise UserError(f"{record_id}: none of the run's corpora holds such a record.")
     return answers
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from data_pipelines.exclusions import combined
-from data_pipelines.index import SPLITS, read_index
+from data_pipelines.index import SPLITS, Index, read_index
 from data_pipelines.loader import batches
 from data_pipelines.mixture import Mixture, open_mixture, parse_spec
 from data_pipelines.order import after_skips
@@ -22,14 +22,25 @@ from uniwav_jax.features.normalization import measure
 STATISTICS_BATCH = 16
 
 
-def open_split(config, shards: str, split: str) -> Mixture:
+def read_indices(shards: str) -> list[Index]:
+    """The index of each corpus of a mixture; of millions of records that takes seconds.
+
+    Raises:
+      UserError: see `read_index`; or no shards are named.
+    """
+    if not shards:
+        raise UserError("no shards are named; pass --data SHARDS.")
+    return [read_index(path) for path, _ in parse_spec(shards)]
+
+
+def open_split(config, shards: str, split: str, indices: Sequence[Index] = ()) -> Mixture:
     """The mixture of one split, cropped and joined as the config says, without what it excludes.
+
+    indices: `read_indices` of the shards, where several splits of them are opened.
 
     Raises:
       UserError: see `open_mixture`; or no shards are named.
     """
-    if not shards:
-        raise UserError("no shards are named; pass --data SHARDS.")
     hop = config.features.hop
     return open_mixture(
         shards,
@@ -42,6 +53,7 @@ def open_split(config, shards: str, split: str) -> Mixture:
         exclude=combined(config.data.exclude, config.data.exclude_speakers),
         # A name that the training data lack is a slip; what a run is measured on may lack it.
         must_hold=split == "train",
+        indices=indices or read_indices(shards),
     )
 
 
@@ -77,8 +89,10 @@ def open_again(workdir, run: dict, places: Sequence[str]) -> tuple[str, Mixture]
     raise fault
 
 
-def open_validation(config) -> Mixture | None:
+def open_validation(config, indices: Sequence[Index] = ()) -> Mixture | None:
     """The validation mixture; None if the training shards have no validation split.
+
+    indices: `read_indices` of the training shards, if they are read already.
 
     Raises:
       UserError: `data.validation` names shards that have none.
@@ -86,10 +100,10 @@ def open_validation(config) -> Mixture | None:
     if config.data.validation:
         return open_split(config, config.data.validation, "validation")
     validation = SPLITS.index("validation")
-    paths = [path for path, _ in parse_spec(config.data.shards)]
-    if not any((read_index(path).split == validation).any() for path in paths):
+    indices = indices or read_indices(config.data.shards)
+    if not any((index.split == validation).any() for index in indices):
         return None
-    return open_split(config, config.data.shards, "validation")
+    return open_split(config, config.data.shards, "validation", indices)
 
 
 def validation_steps(config, mixture: Mixture) -> int:
@@ -106,6 +120,7 @@ def validation_batches(config, mixture: Mixture, rows=None):
         seed=0,
         stop_step=validation_steps(config, mixture),
         rows=rows,
+        reads_in_flight=config.data.reads_in_flight,
     )
 
 
@@ -122,7 +137,13 @@ def feature_statistics(config, mixture: Mixture, say) -> dict[str, list[float]]:
     """
     count = min(config.features.statistics_positions, mixture.slots)
     steps = -(-count // STATISTICS_BATCH)
-    with batches(mixture, batch_size=STATISTICS_BATCH, seed=0, stop_step=steps) as loaded:
+    with batches(
+        mixture,
+        batch_size=STATISTICS_BATCH,
+        seed=0,
+        stop_step=steps,
+        reads_in_flight=config.data.reads_in_flight,
+    ) as loaded:
         statistics = measure(
             cut(_named(loaded, mixture, count, say), count),
             features.build(config),

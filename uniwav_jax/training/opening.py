@@ -47,8 +47,9 @@ def open_run(config, workdir: str | os.PathLike | None, expected: int | None) ->
     def open_data() -> tuple[Mixture, Mixture | None]:
         if workdir is not None:
             preflight.check_room(workdir, state_bytes(prepared.abstract))
-        mixture = data.open_split(config, config.data.shards, "train")
-        return mixture, data.open_validation(config)
+        indices = data.read_indices(config.data.shards)
+        mixture = data.open_split(config, config.data.shards, "train", indices)
+        return mixture, data.open_validation(config, indices)
 
     mixture, validation = processes.together("data", open_data, patience)
     processes.check_same("data", {"data fingerprint": mixture.fingerprint}, patience)
