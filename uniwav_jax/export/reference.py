@@ -72,12 +72,11 @@ def _program(config):
     def program(given, frozen, waveform, lengths):
         params, slots, statistics = given
         constants, samples = {"statistics": statistics, **frozen}, jnp.array(lengths)
-        x, valid = inference.surface(constants, waveform, samples)
+        surface = inference.feature.of_waveform(waveform, samples, constants)
+        x, valid = inference.normalized(constants, surface, samples)
         unmasked = jnp.zeros_like(valid)
         h, streams = inference.encode(params, x, valid, unmasked)
-        found = {"x": x, "valid": valid}
-        surface = inference.feature.of_waveform(waveform, samples, constants)
-        found[SURFACES[config.features.name]] = surface
+        found = {"x": x, "valid": valid, SURFACES[config.features.name]: surface}
         found["layers"] = h[None] if streams is None else jnp.concatenate([h[None], streams])
         if streams is not None:
             found["targets"] = inference.targets(params, slots, x, valid)

@@ -34,12 +34,17 @@ class Inference:
     def surface(self, constants, waveform: jax.Array, samples: jax.Array):
         """waveform [B, S], samples int [B] -> normalised x [B, T, C] and valid bool [B, T]."""
         x = self.feature.of_waveform(waveform, samples, constants)
-        return self._normalized(constants, x, samples)
+        return self.normalized(constants, x, samples)
 
     def surface_of_batch(self, constants, batch: dict):
         """The same of a batch of the loader, float32."""
         x = self.feature.of_batch(batch, constants, jnp.float32)
-        return self._normalized(constants, x, batch["samples"])
+        return self.normalized(constants, x, batch["samples"])
+
+    def normalized(self, constants, x: jax.Array, samples: jax.Array):
+        """The same of features x [B, T, C] that are not normalised yet."""
+        x = normalize(x, constants["statistics"])
+        return x, valid_frames(self.feature.frames(samples), x.shape[1])
 
     def sound(self, constants, x: jax.Array, valid: jax.Array) -> jax.Array:
         """Normalised x [B, T, C], valid bool [B, T] -> waveforms [B, T * hop]."""
@@ -142,10 +147,6 @@ class Inference:
             generated = self.generate(params, x, valid, mask, z, x0, **options)
             result = jnp.where(mask[..., None], generated, result)
         return result
-
-    def _normalized(self, constants, x: jax.Array, samples: jax.Array):
-        x = normalize(x, constants["statistics"])
-        return x, valid_frames(self.feature.frames(samples), x.shape[1])
 
 
 def stripes(frames: int, width: int) -> jax.Array:

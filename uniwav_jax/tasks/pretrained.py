@@ -169,13 +169,11 @@ def _programs(config: str) -> tuple[Inference, Any]:
     inference = Inference(configs.from_json(config))
 
     def encode(params, slots, constants, waveform, samples, names):
-        x, valid = inference.surface(constants, waveform, samples)
+        surface = inference.feature.of_waveform(waveform, samples, constants)
+        x, valid = inference.normalized(constants, surface, samples)
         unmasked = jax.numpy.zeros_like(valid)
         h, streams = inference.encode(params, x, valid, unmasked)
-        outputs = {
-            "surface": inference.feature.of_waveform(waveform, samples, constants),
-            "log_mel": inference.log_mel(waveform),
-        }
+        outputs = {"surface": surface, "log_mel": inference.log_mel(waveform)}
         outputs["layers"] = h[None] if streams is None else streams
         if inference.config.objective.decoder_weight:
             outputs["z"] = inference.condition(params, x, valid, unmasked)
