@@ -11,20 +11,23 @@ import pytest
 from data_pipelines import latents
 from data_pipelines.loader import batches
 from data_pipelines.places import locate, slot_start
-from tests import runs
+from tests import runs, small
 from tests.data_pipelines.noise import RATE, write_noise
 from uniwav_jax import config as configs
-from uniwav_jax import features
+from uniwav_jax import features, recipes
 from uniwav_jax.__main__ import main
 from uniwav_jax.errors import UserError
 from uniwav_jax.features import encodec
-from uniwav_jax.training import data, program
+from uniwav_jax.training import data, optimizer
+from uniwav_jax.training.state import initial_state
+from uniwav_jax.training.step import make_step
 
 pytest.importorskip("transformers", reason="pip install -e '.[export]' to run this")
 from tests.features import codecs  # noqa: E402  (it imports torch)
 
 HOP, CHANNELS = 10, 16
-FIELDS = {"data.crop_frames": 32, "data.min_seconds": 0.0}
+# Recordings shorter than a crop are rows of their own.
+FIELDS = {"data.min_seconds": 0.0, "masking.shortest": 15}
 
 
 def load(directory, *more, **argument):
@@ -81,7 +84,7 @@ def test_computed_latents_equal_stored_ones_where_they_hear_the_same(made):
         else:
             other += np.abs(stored - computed)[:frames].max() > 0.1
         equal += same
-    assert equal > 5 and other > 5
+    assert equal >= 4 and other >= 4
 
 
 def test_statistics_are_those_of_the_stored_latents(made):
@@ -138,6 +141,7 @@ def test_mistakes_are_one_sentence(made, tmp_path, capfd):
     codecs.saved(faster, "float32", **odd, sampling_rate=24_000)
     fields = runs.fields(data__min_seconds=0.0)
     codec = encodec.fingerprint(directory)
+    capfd.readouterr()  # transformers' progress bars
     for weights, more, said in (
         (other, [], f"has no latents of this codec ({encodec.fingerprint(other)[:16]})"),
         (other, [f"--config.features.codec={codec}"], "holds another codec"),
@@ -161,23 +165,26 @@ def test_mistakes_are_one_sentence(made, tmp_path, capfd):
 
 def test_the_codec_is_neither_trained_nor_given_away(made):
     """A step on computed latents: the state holds nothing of the codec, which stays as it was."""
-    shards, directory, _ = made
+    shards, directory, causal = made
+    if not causal:
+        pytest.skip("the same for both")
     fields = ("encoder.depth=1", "teacher.targets=1", "objective.decoder_weight=0")
     config = load(directory, *fields, latents="computed")
     frozen = features.frozen(config)
-    prepared = program.build(config, jax.devices()[:1])
+    recipe, transform = recipes.build(config), optimizer.build(config.optimizer)
+    step = small.jit(make_step(recipe, transform, lambda step: 1e-3), donate_argnums=0)
     mixture = data.open_split(config, str(shards), "train")
     statistics = {"mean": [0.0] * CHANNELS, "deviation": [1.0] * CHANNELS}
     whole = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     constants = data.as_constants(config, statistics, mixture, whole, frozen)
-    state = prepared.fresh_state()
+    state = small.jit(lambda: initial_state(recipe, transform, 0))()
     trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
     assert moments == 2 * trained
     with batches(mixture, batch_size=8, seed=0, stop_step=1, threads=0) as loaded:
         batch = jax.tree.map(lambda x: x[None], next(loaded))
     before = jax.tree.map(np.array, state.params)
-    after, metrics = prepared.step(state, constants, batch)
+    after, metrics = step(state, constants, batch)
     assert np.isfinite(metrics["loss"]) and metrics["gradient_norm"] > 0
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after.params)
     assert any(jax.tree.leaves(changed))
