@@ -12,8 +12,8 @@ Not trained yet: no time and no score are known.
 from configs.common import base
 
 
-def get_config():
-    """The fields of `common.base`. Takes no argument."""
-    config = base()
+def get_config(argument: str = ""):
+    """The fields of `common.base`, whose argument it takes."""
+    config = base(argument)
     config.parallel.remat = "dots"
     return config.lock()

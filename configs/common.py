@@ -1,14 +1,34 @@
 """What every recipe shares: all fields with their defaults, and the two ways to change them.
 
-A recipe file calls `base()` and overwrites what differs. Every field says where its value comes
-from: [P] the UniWav paper, [D] DinoSR's released code, [V] Voicebox, [O] our choice.
+A recipe file calls `base(argument)` and overwrites what differs. Every field says where its value
+comes from: [P] the UniWav paper, [D] DinoSR's released code, [V] Voicebox, [O] our choice.
 """
+
+import pathlib
 
 import ml_collections
 
+# What the argument of a recipe may name, and the values that are listed here.
+ARGUMENTS = {
+    "features": ("log_mel", "encodec"),
+    "encodec_weights": None,
+    "latents": ("stored", "computed"),
+}
 
-def base() -> ml_collections.ConfigDict:
-    """All fields; the sizes and the schedule are overwritten by each recipe."""
+
+def base(argument: str = "") -> ml_collections.ConfigDict:
+    """All fields; the sizes and the schedule are overwritten by each recipe.
+
+    Args:
+      argument: "" for log-mel features, or "features=encodec,encodec_weights=DIR" for the latents
+        of the EnCodec in a local Hugging Face directory, with ",latents=computed" those of the
+        crop, computed in the step, instead of the ones stored in the shards.
+
+    Raises:
+      ValueError: an argument that is not one of these.
+      UserError: no codec in DIR, or one that is not supported.
+    """
+    given = arguments(argument)
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.data = {
@@ -35,6 +55,8 @@ def base() -> ml_collections.ConfigDict:
         "statistics_positions": 2_000,
         "deviation_floor": 1e-3,
     }
+    if given["features"] == "encodec":
+        config.features = encodec(config.features, given["encodec_weights"], given["latents"])
     config.masking = {
         "fraction": 0.567,  # measured coverage of mask_prob 0.8 and length 10 [D]
         "span": 10,  # frames [D]
@@ -137,3 +159,55 @@ def base() -> ml_collections.ConfigDict:
         "stripe_frames": 10,
     }
     return config
+
+
+def arguments(text: str) -> dict[str, str]:
+    """ "NAME=VALUE,..." -> {name: value} of all `ARGUMENTS`.
+
+    Raises:
+      ValueError: another name or value, or names that do not go together.
+    """
+    given = {"features": "log_mel", "encodec_weights": "", "latents": ""}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals or name not in ARGUMENTS:
+            raise ValueError(
+                f"'{part}' is not one of features=encodec, encodec_weights=DIR and latents=computed"
+            )
+        if ARGUMENTS[name] and value not in ARGUMENTS[name]:
+            raise ValueError(f"{name}={value} is unknown; choose {' or '.join(ARGUMENTS[name])}")
+        given[name] = value
+    if given["features"] == "encodec" and not given["encodec_weights"]:
+        raise ValueError("features=encodec wants encodec_weights=DIR, the directory of the codec")
+    if given["features"] == "log_mel" and (given["encodec_weights"] or given["latents"]):
+        raise ValueError("encodec_weights=DIR and latents=... belong to features=encodec")
+    return given
+
+
+def encodec(log_mel, weights: str, latents: str) -> dict:
+    """The section `features` for the latents of a codec, whose geometry it has.
+
+    Args:
+      log_mel: the section for log-mel, by which latents are compared and drawn.
+      weights: the codec's directory.
+      latents: "stored" or "computed"; "" for "stored".
+    """
+    from uniwav_jax.features.encodec import fingerprint
+    from uniwav_jax.features.encodec.config import read_geometry
+
+    directory = pathlib.Path(weights)
+    geometry = read_geometry(directory)
+    mel = {name: log_mel[name] for name in ("window", "channels", "low_hz", "high_hz", "floor")}
+    mel["high_hz"] = min(mel["high_hz"], geometry.sampling_rate / 2)
+    return {
+        "name": "encodec",
+        "sample_rate": geometry.sampling_rate,
+        "hop": geometry.hop,
+        "channels": geometry.hidden_size,
+        "codec": fingerprint(directory),  # which network it is, wherever it lies
+        "weights": weights,
+        "latents": latents or "stored",  # or "computed", of the crop, in the step
+        "statistics_positions": log_mel.statistics_positions,
+        "deviation_floor": log_mel.deviation_floor,
+        "mel": mel,
+    }

@@ -7,8 +7,9 @@
     python -m uniwav_jax train --config configs/continue.py --data SHARDS --workdir RUN \
         --init-from BASE_RUN
 
-For other amounts of audio name the hours: --config configs/continue.py:50. For a run of another
-size, change that run's own recipe in the same four lines as here.
+For other amounts of audio name the hours: --config configs/continue.py:50, and for a run on EnCodec
+latents its codec: --config configs/continue.py:50,features=encodec,encodec_weights=DIR. For a run
+of another size, change that run's own recipe in the same four lines as here.
 
 Nothing is reset. The prediction heads were trained on the numbers of the codewords, so fresh
 codebooks would make them wrong, and the old ones follow the new data within tens of steps. The
@@ -23,9 +24,10 @@ from configs.common import base
 EPOCHS = 20
 
 
-def get_config(hours: str = "200"):
-    """Takes the hours of training audio."""
-    config = base()
+def get_config(argument: str = "200"):
+    """Takes the hours of training audio and, after a comma, what `common.base` takes."""
+    hours, _, features = argument.partition(",")
+    config = base(features)
     crop_seconds = config.data.crop_frames * config.features.hop / config.features.sample_rate
     epoch = float(hours) * 3600 / (config.training.batch_size * crop_seconds)
     config.training.steps = round(EPOCHS * epoch)

@@ -12,9 +12,9 @@ Not trained yet: no time and no score are known.
 from configs.common import base
 
 
-def get_config():
-    """Takes no argument."""
-    config = base()
+def get_config(argument: str = ""):
+    """Takes what `common.base` takes."""
+    config = base(argument)
     config.encoder.update(depth=24, width=1024, heads=16)
     config.decoder.update(depth=12, width=1024, heads=16)
     config.optimizer.learning_rate = 3e-4

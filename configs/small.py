@@ -12,9 +12,9 @@ Not trained yet: no time and no score are known.
 from configs.common import base
 
 
-def get_config():
-    """Takes no argument."""
-    config = base()
+def get_config(argument: str = ""):
+    """Takes what `common.base` takes."""
+    config = base(argument)
     config.encoder.update(depth=8, width=384, heads=6, positions="rope")
     config.teacher.update(targets=6, decay_updates=10_000)
     config.decoder.update(depth=4, width=384, heads=6)

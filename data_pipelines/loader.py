@@ -29,6 +29,7 @@ from absl import flags
 
 from data_pipelines import order
 from data_pipelines.errors import Damaged, UserError
+from data_pipelines.latents import Codec
 from data_pipelines.mixture import Mixture
 from data_pipelines.places import locate, slot_start
 from data_pipelines.reader import Piece, RecordReader
@@ -48,9 +49,13 @@ _FIELDS = {
 }
 
 
-def row_fields(crop_samples: int) -> dict[str, tuple[tuple[int, ...], type]]:
+def row_fields(
+    crop_samples: int, codec: Codec | None = None
+) -> dict[str, tuple[tuple[int, ...], type]]:
     """What one row of a batch holds: name -> shape and NumPy type. See `batches`."""
     fields = {name: ((2,) if name == "id" else (), dtype) for name, dtype in _FIELDS.items()}
+    if codec:
+        return fields | {"latents": ((crop_samples // codec.hop, codec.channels), np.uint16)}
     return fields | {"waveform": ((crop_samples,), np.float32)}
 
 

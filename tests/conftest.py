@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 
 import pytest
@@ -68,4 +69,33 @@ def small_run(small_shards, tmp_path_factory) -> pathlib.Path:
     """A finished run of six steps on `small_shards`, with all telemetry; not to be changed."""
     folder = tmp_path_factory.mktemp("small") / "run"
     runs.train(small_shards, folder, telemetry__tensorboard=True, telemetry__samples=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def latent_recipe(tmp_path_factory) -> str:
+    """The config of runs on the latents of a small EnCodec for 16 kHz."""
+    pytest.importorskip("transformers", reason="pip install -e '.[export]' to run this")
+    from tests.features import codecs
+
+    folder = tmp_path_factory.mktemp("codec") / "codec"
+    codecs.saved(folder, "float32", num_filters=2, sampling_rate=16_000)
+    return f"configs/tiny.py:features=encodec,encodec_weights={folder}"
+
+
+@pytest.fixture(scope="session")
+def latent_shards(small_shards, latent_recipe, tmp_path_factory) -> pathlib.Path:
+    """`small_shards` with latents beside the audio."""
+    folder = tmp_path_factory.mktemp("latents") / "shards"
+    shutil.copytree(small_shards, folder)
+    codec = latent_recipe.rpartition("=")[2]
+    runs.run("uniwav_jax", "encode-shards", "--data", folder, "--codec", codec)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def latent_run(latent_shards, latent_recipe, tmp_path_factory) -> pathlib.Path:
+    """A finished run of six steps on stored latents; not to be changed."""
+    folder = tmp_path_factory.mktemp("latents") / "run"
+    runs.train(latent_shards, folder, recipe=latent_recipe, telemetry__samples=1)
     return folder

@@ -84,10 +84,12 @@ def arrays(checkpoints, step: int, config) -> dict:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def train(shards, workdir, *arguments, status: int | None = 0, **changed):
+def train(
+    shards, workdir, *arguments, recipe="configs/tiny.py", status: int | None = 0, **changed
+):
     """`python -m uniwav_jax train` with the small model."""
     return run(
-        *("uniwav_jax", "train", "--config", "configs/tiny.py"),
+        *("uniwav_jax", "train", "--config", recipe),
         *("--data", shards, "--workdir", workdir),
         *fields(**changed),
         *arguments,

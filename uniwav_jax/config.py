@@ -19,6 +19,8 @@ FREE = (
     "data.workers",
     "data.reads_in_flight",
     "data.damaged_fraction",
+    "features.weights",  # where the codec lies; which one it is, features.codec says
+    "features.mel",
     "training.accumulation",
     "training.non_finite_limit",
     "training.collapse_perplexity",

@@ -5,6 +5,10 @@
 DIR is a local Hugging Face directory of an EnCodec model. The latents (before quantisation,
 bfloat16) come from whole utterances and lie in SHARDS/latents; the audio is left as it is.
 Interrupted, the same command goes on.
+
+    python -m uniwav_jax train --config configs/large.py:features=encodec,encodec_weights=DIR ...
+
+trains on them.
 """
 
 from uniwav_jax.errors import UserError

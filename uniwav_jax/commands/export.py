@@ -37,7 +37,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--accept-licences",
         action="store_true",
-        help="export a model of data under non-commercial or share-alike licences",
+        help="export a model whose data or codec is under non-commercial or share-alike licences",
     )
 
 
@@ -52,12 +52,15 @@ def run(options) -> int:
         raise UserError(f"--output {output} exists; name a new folder.")
     parity.packages()  # noticed before a checkpoint is read
     pretrained = load(options.workdir, options.step)
+    if options.audio and pretrained.config.features.name != "log_mel":
+        raise UserError("--audio compares log-mel, which is not what this run takes; leave it out.")
     training = card.facts(options.workdir, pretrained.step)
-    restricted = card.restricted(training["meta"]["licences"])
+    restricted = card.restricted(card.licences(training))
     if restricted and not options.accept_licences:
         raise UserError(
-            f"the run was trained on data under {', '.join(restricted)}, which ask something of "
-            "whoever passes the model on; --accept-licences exports it, with all of them named."
+            f"the run was trained on data, or its codec is, under {', '.join(restricted)}, which "
+            "ask something of whoever passes the model on; --accept-licences exports it, with all "
+            "of them named."
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as beside:

@@ -32,7 +32,7 @@ def run(options) -> int:
     )
     write_wav(options.output, result, rate)
     if options.picture:
-        feature = pretrained.inference.feature
-        draw(options.picture, feature, waveform, result, options.start, options.end)
+        log_mel = pretrained.inference.log_mel
+        draw(options.picture, log_mel, waveform, result, options.start, options.end)
     print(f"{options.start} to {options.end} s generated in {options.output}")
     return 0

@@ -1,6 +1,7 @@
 """Send an audio file through encoder and decoder; every frame is generated, in two passes.
 
-Pass 1 masks every other stripe of 10 frames, pass 2 the others; the sound comes from Griffin-Lim.
+Pass 1 masks every other stripe of 10 frames, pass 2 the others; the sound comes from
+Griffin-Lim, or of a run on EnCodec latents from the codec's decoder.
 """
 
 from uniwav_jax.commands.sampling import add_sampling_arguments, draw, sampling_options
@@ -23,6 +24,6 @@ def run(options) -> int:
     result = resynthesize(pretrained, waveform, options.seed, **sampling_options(options))
     write_wav(options.output, result, rate)
     if options.picture:
-        draw(options.picture, pretrained.inference.feature, waveform, result, 0, len(result) / rate)
+        draw(options.picture, pretrained.inference.log_mel, waveform, result, 0, len(result) / rate)
     print(f"{len(result) / rate:.2f} s in {options.output}")
     return 0

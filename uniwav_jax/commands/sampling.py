@@ -19,7 +19,7 @@ def sampling_options(options) -> dict:
     return {name: getattr(options, name) for name in ("evaluations", "guidance", "solver")}
 
 
-def draw(path: str, feature, original, generated, first: float, last: float) -> None:
+def draw(path: str, log_mel, original, generated, first: float, last: float) -> None:
     """Log-mel of two waveforms, one below the other; `first` to `last` seconds are marked."""
     import pathlib
 
@@ -28,10 +28,10 @@ def draw(path: str, feature, original, generated, first: float, last: float) -> 
     from uniwav_jax.training.pictures import spectrograms
 
     panels = {
-        title: np.asarray(feature(waveform[None]))[0]
+        title: np.asarray(log_mel(waveform[None]))[0]
         for title, waveform in (("input", original), ("output", generated))
     }
-    rate = feature.sample_rate / feature.hop
+    rate = log_mel.sample_rate / log_mel.hop
     seconds = np.arange(len(panels["input"])) / rate
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     spectrograms(pathlib.Path(path), panels, rate, (first <= seconds) & (seconds < last))

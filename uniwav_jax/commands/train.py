@@ -2,6 +2,10 @@
 
 Any field of the config can be set: --config.training.steps=2000 --config.optimizer.clip=0.5
 
+--config configs/large.py:features=encodec,encodec_weights=DIR trains on the latents of an EnCodec
+in a local Hugging Face directory, which encode-shards has written beside the audio; with
+,latents=computed on those of the crop alone, computed in the step.
+
 On several processes, --processes, --process and --coordinator say who takes part; all of them see
 the same workdir. SIGTERM to one makes all of them save the same step and end.
 

@@ -91,17 +91,22 @@ def abstract_arguments(config, state, mesh) -> tuple:
     rows = config.training.batch_size // accumulation
     lie = meshes.batch_sharding(mesh) if mesh is not None else None
     whole = meshes.replicated(mesh) if mesh is not None else None
+    feature = features.build(config)
+    fields = row_fields(config.data.crop_frames * feature.hop, feature.stored)
     batch = {
         name: jax.ShapeDtypeStruct((accumulation, rows, *shape), dtype, sharding=lie)
-        for name, (shape, dtype) in row_fields(
-            config.data.crop_frames * config.features.hop
-        ).items()
+        for name, (shape, dtype) in fields.items()
     }
     wide = jnp.promote_types(config.training.parameter_dtype, jnp.float32)
-    channel = jax.ShapeDtypeStruct((features.build(config).channels,), wide, sharding=whole)
+    channel = jax.ShapeDtypeStruct((feature.channels,), wide, sharding=whole)
+    # Of a codec, whose latents are stored, the compiler drops what the step does not use.
+    frozen = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), features.frozen(config)
+    )
     constants = {
         "statistics": {"mean": channel, "deviation": channel},
         "corpora": jax.ShapeDtypeStruct((CORPORA,), np.uint32, sharding=whole),
+        **frozen,
     }
     return state, constants, batch
 

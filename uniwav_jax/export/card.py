@@ -5,6 +5,7 @@ import pathlib
 import re
 
 from data_pipelines.files import read_json
+from uniwav_jax import config as configs
 from uniwav_jax.export import parity
 from uniwav_jax.tasks import report
 from uniwav_jax.tasks.pretrained import Pretrained
@@ -13,6 +14,7 @@ from uniwav_jax.training.record import LOCAL_FIELDS, read_run
 
 # Licences that ask something of whoever passes the model on.
 RESTRICTED = re.compile(r"(?i)\b(NC|SA)\b|non-?commercial|share-?alike|GPL")
+LICENCE = re.compile(r"\A---\n(?:(?!---).*\n)*?license: *(\S+)")
 USE = '''```python
 from transformers import AutoFeatureExtractor, AutoModel
 
@@ -29,14 +31,16 @@ def facts(workdir, step: int) -> dict:
     Returns:
       run (id, config, data fingerprint, origin), step, data (position in the order of examples and
       fingerprint), meta (ancestry, corpora with attributions and licences, commit, versions),
-      evaluation: evaluation.json if it is of this step, or None.
+      evaluation: evaluation.json if it is of this step, or None; codec: fingerprint and licence of
+      the one whose latents are the features, or None.
     """
     run = read_run(workdir)
     with Checkpoints(pathlib.Path(workdir) / "checkpoints", run["config"]) as checkpoints:
         meta, data = checkpoints.meta(step), checkpoints.data(step)
     config = run["config"].copy_and_resolve_references()
     with config.unlocked():
-        config.update_from_flattened_dict(dict.fromkeys(LOCAL_FIELDS, ""))
+        local = set(LOCAL_FIELDS) & configs.flatten(config).keys()
+        config.update_from_flattened_dict(dict.fromkeys(local, ""))
     path = pathlib.Path(workdir) / "evaluation.json"
     evaluation = read_json(path) if path.is_file() else None
     origin = run["origin"] and _without_paths(run["origin"])
@@ -50,9 +54,27 @@ def facts(workdir, step: int) -> dict:
             "attributions": list(meta["attributions"]),
         },
         "evaluation": evaluation if evaluation and evaluation["step"] == step else None,
+        "codec": codec(run["config"]) if "codec" in run["config"].features else None,
     }
     found["run"]["config"] = config.to_dict()
     return json.loads(json.dumps(found))  # tuples become lists, as they will be read
+
+
+def codec(config) -> dict[str, str]:
+    """Fingerprint and licence of a run's codec: what the README.md beside its weights says, in the
+    header of Hugging Face's model cards, else "unknown"."""
+    path = pathlib.Path(config.features.weights) / "README.md"
+    readme = path.read_text(encoding="utf-8") if path.is_file() else ""
+    named = LICENCE.search(readme)
+    return {
+        "fingerprint": config.features.codec,
+        "licence": named[1] if named else "unknown",
+    }
+
+
+def licences(about: dict) -> list[str]:
+    """Of all data and of the codec, from `facts`."""
+    return [*about["meta"]["licences"], *([about["codec"]["licence"]] if about["codec"] else [])]
 
 
 def restricted(licences: list[str]) -> list[str]:
@@ -69,7 +91,7 @@ def text(model: Pretrained, about: dict, chosen: str, rows: list[parity.Row]) ->
       chosen: which weights are exported.
       rows: of the comparison with JAX.
     """
-    meta, licences = about["meta"], about["meta"]["licences"]
+    meta = about["meta"]
     of_all = "student, teacher, codebooks" + " and decoder" * bool(
         model.config.objective.decoder_weight
     )
@@ -89,8 +111,14 @@ def text(model: Pretrained, about: dict, chosen: str, rows: list[parity.Row]) ->
         for one in meta["attributions"]
     ]
     lines += ["", f"Fingerprint of the run's data: {about['data']['fingerprint']}."]
-    if restricted(licences):
-        lines += ["", f"**Restricted by: {', '.join(restricted(licences))}.**"]
+    if about["codec"]:
+        lines += [
+            "",
+            f"Features: latents of the EnCodec in `codec`, licence {about['codec']['licence']}, "
+            f"fingerprint {about['codec']['fingerprint']}.",
+        ]
+    if found := restricted(licences(about)):
+        lines += ["", f"**Restricted by: {', '.join(found)}.**"]
     lines += ["", "## Ancestry", ""]
     lines += [
         f"* {one['kind']} {one['run']} ({one['run_id']}), step {one['step']}"

@@ -6,9 +6,10 @@ import shutil
 
 import numpy as np
 
-from data_pipelines.files import write_json, write_tensors
+from data_pipelines.files import file_digest, write_json, write_tensors
 from uniwav_jax.errors import UserError
 from uniwav_jax.export import weights
+from uniwav_jax.features import encodec
 from uniwav_jax.recipes.uniwav import GROUP, SLOT
 from uniwav_jax.tasks.pretrained import Pretrained
 
@@ -25,6 +26,9 @@ CODE = (
     HERE / "s3prl" / "expert.py",
     HERE / "s3prl" / "hubconf.py",
 )
+# Of a run on EnCodec latents the code of its features too, and the codec.
+ENCODEC_CODE = HERE / "huggingface" / "feature_extraction_uniwav_encodec.py"
+CODEC = "codec"
 
 
 def tensors(pretrained: Pretrained, chosen: str = "all") -> dict[str, np.ndarray]:
@@ -96,19 +100,20 @@ def model_config(config, chosen: str, training: dict) -> dict:
 
 
 def extractor_config(config, statistics: dict) -> dict:
-    """preprocessor_config.json."""
+    """preprocessor_config.json, but for the digest of a codec."""
     features = config.features
+    module, name = "feature_extraction_uniwav", "UniWavFeatureExtractor"
+    own = {each: features.get(each) for each in ("window", "low_hz", "high_hz", "floor")}
+    if features.name == "encodec":
+        module, name, own = ENCODEC_CODE.stem, "UniWavEncodecFeatureExtractor", {}
     return {
-        "auto_map": {"AutoFeatureExtractor": "feature_extraction_uniwav.UniWavFeatureExtractor"},
-        "feature_extractor_type": "UniWavFeatureExtractor",
+        "auto_map": {"AutoFeatureExtractor": f"{module}.{name}"},
+        "feature_extractor_type": name,
         "feature_size": features.channels,
         "sampling_rate": features.sample_rate,
         "padding_value": 0.0,
         "hop": features.hop,
-        "window": features.window,
-        "low_hz": features.low_hz,
-        "high_hz": features.high_hz,
-        "floor": features.floor,
+        **own,
         "mean": np.asarray(statistics["mean"], np.float64).tolist(),
         "deviation": np.asarray(statistics["deviation"], np.float64).tolist(),
     }
@@ -117,12 +122,31 @@ def extractor_config(config, statistics: dict) -> dict:
 def write(
     pretrained: Pretrained, output: pathlib.Path, chosen: str = "all", training: dict | None = None
 ) -> None:
-    """Writes what `AutoModel.from_pretrained(output, trust_remote_code=True)` reads."""
+    """Writes what `AutoModel.from_pretrained(output, trust_remote_code=True)` reads.
+
+    Raises:
+      UserError: the run's codec is not there as safetensors.
+    """
     output.mkdir(parents=True, exist_ok=True)
     for source in CODE:
         shutil.copyfile(source, output / source.name)
     write_json(output / "config.json", model_config(pretrained.config, chosen, training))
     preprocessing = extractor_config(pretrained.config, pretrained.statistics)
+    if pretrained.config.features.name == "encodec":
+        shutil.copyfile(ENCODEC_CODE, output / ENCODEC_CODE.name)
+        preprocessing["codec_sha256"] = _write_codec(pretrained.config, output / CODEC)
     write_json(output / "preprocessor_config.json", preprocessing)
     held = {name: np.ascontiguousarray(x) for name, x in tensors(pretrained, chosen).items()}
     write_tensors(output / WEIGHTS_FILE, held, metadata={"format": "pt"})
+
+
+def _write_codec(config, folder: pathlib.Path) -> str:
+    """Copies a run's codec; returns the digest of its weights."""
+    source = pathlib.Path(config.features.weights)
+    if not (source / WEIGHTS_FILE).is_file():
+        raise UserError(
+            f"{source} has no {WEIGHTS_FILE}, and an export carries nothing that is unpickled; "
+            "save the codec there again with transformers' save_pretrained."
+        )
+    encodec.keep(source, folder)
+    return file_digest(folder / WEIGHTS_FILE)

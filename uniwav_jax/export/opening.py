@@ -17,11 +17,12 @@ from data_pipelines.files import file_digest
 from uniwav_jax import config as configs
 from uniwav_jax.errors import UserError
 from uniwav_jax.export import directory, weights
+from uniwav_jax.features import encodec
 from uniwav_jax.recipes.uniwav import GROUP, SLOT
 from uniwav_jax.tasks.pretrained import Pretrained
 from uniwav_jax.training.checkpoint import Checkpoints
 from uniwav_jax.training.program import state_maker
-from uniwav_jax.training.record import write_run
+from uniwav_jax.training.record import CODEC, write_run
 from uniwav_jax.training.state import TrainState
 
 # What `save_pretrained` adds to config.json, and a CTC head's own fields.
@@ -104,6 +105,9 @@ def opened(folder: pathlib.Path) -> Export:
             raise UserError(f"{folder}/preprocessor_config.json lacks the statistic '{name}'.")
     _check_tensors(folder / directory.WEIGHTS_FILE, config, abstract)
     _check_digest(folder)
+    codec = folder / directory.CODEC
+    if "codec" in config.features and encodec.fingerprint(codec) != config.features.codec:
+        raise UserError(f"{codec} is not the codec that was exported; fetch it again.")
     return Export(folder, training, config, statistics, abstract)
 
 
@@ -144,6 +148,8 @@ def as_run(export: Export, workdir: pathlib.Path) -> None:
         with Checkpoints(folder / "checkpoints", export.config, writer=True) as checkpoints:
             state = jax.tree.map(jax.numpy.asarray, state_of(export))
             checkpoints.save(training["step"], state, data, meta | training["meta"])
+        if "codec" in export.config.features:
+            encodec.keep(export.folder / directory.CODEC, folder / CODEC)
         run = {"extended": [], "excluded": "", "imported": True, **training["run"]}
         write_run(folder, run | {"config": export.config.to_dict()})
         shutil.move(folder, workdir)

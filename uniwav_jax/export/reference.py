@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uniwav_jax import features
 from uniwav_jax.export.parity import GENERATION, TIME
 from uniwav_jax.recipes.inference import Inference, noise, stripes
 from uniwav_jax.tasks.pretrained import Pretrained
 
+# What the table calls the features.
+SURFACES = {"log_mel": "log-mel", "encodec": "latents"}
 # Seconds of the utterances; all but the longest are padded.
 SECONDS = (2.31, 1.17, 0.43)
 GAP_FRAMES = 10
@@ -31,7 +34,7 @@ def compute(pretrained: Pretrained, waves: list[np.ndarray], dtype: str) -> dict
       dtype: "float64", "float32" or "bfloat16".
 
     Returns:
-      waveform [B, samples] and lengths [B]; x [B, T, C], valid [B, T], log-mel; layers
+      waveform [B, samples] and lengths [B]; x [B, T, C], valid [B, T], log-mel or latents; layers
       [1 + depth, B, T, D], h0 first; codewords [K, B, T] and the targets they stand for; with a
       decoder: z, mask, noise x0 and what is generated in the mask; streams of the decoder at TIME.
       Arrays computed in bfloat16 are float32.
@@ -46,8 +49,10 @@ def compute(pretrained: Pretrained, waves: list[np.ndarray], dtype: str) -> dict
     with jax.enable_x64(wide == "float64"):
         given = jax.device_get((pretrained.params, pretrained.slots, pretrained.statistics))
         given = jax.tree_util.tree_map_with_path(lambda path, x: _widened(path, x, wide), given)
-        program = jax.jit(_program(config), static_argnums=2)
-        found = jax.device_get(program(given, waveform, tuple(lengths)))
+        program = jax.jit(_program(config), static_argnums=3)
+        # Read anew: a codec's weights are not exact in float32.
+        frozen = features.frozen(config)
+        found = jax.device_get(program(given, frozen, waveform, tuple(lengths)))
     half = jnp.bfloat16
     found = {name: x.astype(np.float32) if x.dtype == half else x for name, x in found.items()}
     return found | {"waveform": waveform, "lengths": lengths}
@@ -64,12 +69,14 @@ def write(pretrained: Pretrained, waves: list[np.ndarray], dtype: str, path: pat
 def _program(config):
     inference = Inference(config)
 
-    def program(given, waveform, lengths):
+    def program(given, frozen, waveform, lengths):
         params, slots, statistics = given
-        x, valid = inference.surface(statistics, waveform, jnp.array(lengths))
+        constants, samples = {"statistics": statistics, **frozen}, jnp.array(lengths)
+        surface = inference.feature.of_waveform(waveform, samples, constants)
+        x, valid = inference.normalized(constants, surface, samples)
         unmasked = jnp.zeros_like(valid)
         h, streams = inference.encode(params, x, valid, unmasked)
-        found = {"x": x, "valid": valid, "log-mel": inference.feature(waveform)}
+        found = {"x": x, "valid": valid, SURFACES[config.features.name]: surface}
         found["layers"] = h[None] if streams is None else jnp.concatenate([h[None], streams])
         if streams is not None:
             found["targets"] = inference.targets(params, slots, x, valid)

@@ -1,24 +1,74 @@
-"""Surface features: waveform -> x [batch, frames, channels] and back."""
+"""Surface features: a batch or a waveform -> x [batch, frames, channels], and back."""
+
+import numpy as np
 
 from uniwav_jax.errors import UserError
+from uniwav_jax.features.encodec.feature import ComputedLatents, StoredLatents
+from uniwav_jax.features.interface import Feature
 from uniwav_jax.features.log_mel import LogMel
 
+LATENTS = {"stored": StoredLatents, "computed": ComputedLatents}
+NAMES = ("log_mel", "encodec")
 
-def build(config) -> LogMel:
-    """The feature that `config.features` names.
+
+def build(config) -> Feature:
+    """The feature that `config.features` names; reads no weights.
 
     Raises:
-      UserError: an unknown name.
+      UserError: an unknown name, or fields that belong to another feature.
     """
     features = config.features
-    if features.name != "log_mel":
-        raise UserError(f"features.name = '{features.name}' is unknown; choose 'log_mel'.")
+    if features.name not in NAMES:
+        raise UserError(
+            f"features.name = '{features.name}' is unknown; choose 'log_mel' or 'encodec'."
+        )
+    if ("codec" in features) != (features.name == "encodec"):
+        raise UserError(
+            f"features.name = '{features.name}' has other fields than these; choose the feature in "
+            "--config FILE.py:features=encodec,encodec_weights=DIR, or without that for log_mel."
+        )
+    if features.name == "log_mel":
+        return log_mel(config)
+    if features.latents not in LATENTS:
+        raise UserError(
+            f"features.latents = '{features.latents}' is unknown; choose 'stored' or 'computed'."
+        )
+    return LATENTS[features.latents](
+        sample_rate=features.sample_rate,
+        hop=features.hop,
+        channels=features.channels,
+        codec=features.codec,
+        weights=features.weights,
+    )
+
+
+def log_mel(config) -> LogMel:
+    """Log-mel at the frames of a config's feature, to draw and to compare with; the feature itself
+    where it is log-mel."""
+    features = config.features
+    mel = features if features.name == "log_mel" else features.mel
     return LogMel(
         sample_rate=features.sample_rate,
         hop=features.hop,
-        window=features.window,
-        channels=features.channels,
-        low_hz=features.low_hz,
-        high_hz=features.high_hz,
-        floor=features.floor,
+        window=mel.window,
+        channels=mel.channels,
+        low_hz=mel.low_hz,
+        high_hz=mel.high_hz,
+        floor=mel.floor,
     )
+
+
+def frozen(config) -> dict:
+    """What a config's feature takes beside batches: {"codec": ...} or nothing; host arrays.
+
+    Raises:
+      UserError: it can't be read, or is not what the config says.
+    """
+    return build(config).frozen(np.promote_types(config.training.parameter_dtype, np.float32))
+
+
+def same(config, other) -> bool:
+    """Whether statistics of one config's features are of use to the other's."""
+    one, two = config.features, other.features
+    names = ("name", "channels", "codec")
+    return all(one.get(name) == two.get(name) for name in names)

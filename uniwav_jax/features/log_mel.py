@@ -68,6 +68,8 @@ class LogMel:
     high_hz: float
     floor: float
 
+    stored = None  # computed from audio, always
+
     @property
     def offset(self) -> int:
         """First sample of frame 0; negative, since frames are centred on their hop."""
@@ -76,6 +78,22 @@ class LogMel:
     def frames(self, samples):
         """Frames of a waveform of `samples` samples: ceil(samples / hop); ints or arrays."""
         return -(-samples // self.hop)
+
+    def frozen(self, dtype) -> dict:
+        """Nothing: the features have no weights."""
+        return {}
+
+    def of_batch(self, batch: dict, constants: dict, dtype) -> jax.Array:
+        """batch["waveform"] [batch, samples] -> [batch, frames, channels] in `dtype`."""
+        return self(batch["waveform"].astype(dtype))
+
+    def of_waveform(self, waveform: jax.Array, samples: jax.Array, constants: dict) -> jax.Array:
+        """waveform [batch, samples] -> [batch, frames, channels]; the padding is zeros already."""
+        return self(waveform)
+
+    def sound(self, x: jax.Array, frames: jax.Array, constants: dict, options) -> jax.Array:
+        """`inverse` with `options.griffin_lim_iterations`."""
+        return self.inverse(x, options.griffin_lim_iterations)
 
     def __call__(self, waveform: jax.Array) -> jax.Array:
         """waveform [batch, samples] -> features [batch, frames, channels], in its own dtype."""

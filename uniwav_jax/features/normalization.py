@@ -24,18 +24,27 @@ def valid_frames(lengths: jax.Array, frames: int) -> jax.Array:
     return jnp.arange(frames) < lengths[:, None]
 
 
-def measure(batches, feature, dtype, deviation_floor: float) -> dict[str, list[float]]:
+def measure(
+    batches, feature, dtype, deviation_floor: float, frozen: dict | None = None
+) -> dict[str, list[float]]:
     """Mean and deviation (at least `deviation_floor`) over the valid frames of `batches`.
 
     The features are computed by the jitted feature function in `dtype`, the sums in float64.
-    `batches` yields dicts with waveform float32 [batch, samples] and samples int32 [batch].
+
+    Args:
+      batches: of the loader, with samples int32 [batch].
+      feature: a `Feature`.
+      dtype: of the features.
+      deviation_floor: the least deviation.
+      frozen: what `Feature.frozen` gave; None where that is nothing.
     """
-    compute = jax.jit(lambda waveform: feature(waveform.astype(dtype)))
+    compute = jax.jit(lambda batch, constants: feature.of_batch(batch, constants, dtype))
+    constants = jax.device_put(frozen or {})
     total = np.zeros(feature.channels)
     squares = np.zeros(feature.channels)
     count = 0
     for batch in batches:
-        x = np.asarray(compute(batch["waveform"]), np.float64)
+        x = np.asarray(compute(batch, constants), np.float64)
         valid = np.arange(x.shape[1]) < feature.frames(batch["samples"])[:, None]
         x = x[valid]
         total += x.sum(0)

@@ -8,18 +8,22 @@ import jax.numpy as jnp
 from flax import nnx
 
 from uniwav_jax import features
-from uniwav_jax.features.normalization import normalize, valid_frames
+from uniwav_jax.features.normalization import denormalize, normalize, valid_frames
 from uniwav_jax.models.uniwav import UniWav
 from uniwav_jax.objectives import flow_matching, self_distillation
 from uniwav_jax.recipes.uniwav import GROUP, SLOT
 
 
 class Inference:
-    """The functions of one config. Shapes: B utterances, T frames, C channels, D width."""
+    """The functions of one config. Shapes: B utterances, T frames, C channels, D width.
+
+    `constants` hold the feature statistics and what `Feature.frozen` gives.
+    """
 
     def __init__(self, config):
         self.config = config
         self.feature = features.build(config)
+        self.log_mel = features.log_mel(config)
         self.depth = config.encoder.depth
         self.graph, _ = nnx.split(
             nnx.eval_shape(
@@ -27,10 +31,32 @@ class Inference:
             )
         )
 
-    def surface(self, statistics, waveform: jax.Array, samples: jax.Array):
+    def surface(self, constants, waveform: jax.Array, samples: jax.Array):
         """waveform [B, S], samples int [B] -> normalised x [B, T, C] and valid bool [B, T]."""
-        x = normalize(self.feature(waveform), statistics)
+        x = self.feature.of_waveform(waveform, samples, constants)
+        return self.normalized(constants, x, samples)
+
+    def surface_of_batch(self, constants, batch: dict):
+        """The same of a batch of the loader, float32."""
+        x = self.feature.of_batch(batch, constants, jnp.float32)
+        return self.normalized(constants, x, batch["samples"])
+
+    def normalized(self, constants, x: jax.Array, samples: jax.Array):
+        """The same of features x [B, T, C] that are not normalised yet."""
+        x = normalize(x, constants["statistics"])
         return x, valid_frames(self.feature.frames(samples), x.shape[1])
+
+    def sound(self, constants, x: jax.Array, valid: jax.Array) -> jax.Array:
+        """Normalised x [B, T, C], valid bool [B, T] -> waveforms [B, T * hop]."""
+        x = denormalize(x, constants["statistics"])
+        return self.feature.sound(x, valid.sum(1), constants, self.config.evaluation)
+
+    def spectrogram(self, constants, x: jax.Array, sound: jax.Array) -> jax.Array:
+        """Log-mel [B, T, bins] of normalised x and what it sounds like: x itself where it is
+        log-mel."""
+        if self.feature == self.log_mel:
+            return denormalize(x, constants["statistics"])
+        return self.log_mel(sound)
 
     def encode(self, params, x: jax.Array, valid: jax.Array, mask: jax.Array):
         """h0 [B, T, D] and residual streams [depth, B, T, D] (None without layers).

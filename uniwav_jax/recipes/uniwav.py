@@ -136,7 +136,7 @@ class System:
     def examples(self, constants, batch, seed: int) -> Examples:
         """Features, keys and masks of a batch; rows below `masking.shortest` get weight 0."""
         masking = self.config.masking
-        x = self.feature(batch["waveform"].astype(self.wide))
+        x = self.feature.of_batch(batch, constants, self.wide)
         x = normalize(x, jax.tree.map(lambda a: a.astype(self.wide), constants["statistics"]))
         frames = x.shape[1]
         lengths = self.feature.frames(batch["samples"])

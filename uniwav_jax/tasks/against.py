@@ -155,19 +155,25 @@ def _classes(folder: pathlib.Path, model_type: str) -> tuple[Any, tuple]:
     if model_type == "uniwav":
         from uniwav_jax.export.huggingface import configuration_uniwav as configuration
         from uniwav_jax.export.huggingface import feature_extraction_uniwav as extraction
+        from uniwav_jax.export.huggingface import feature_extraction_uniwav_encodec as latents
         from uniwav_jax.export.huggingface import modeling_uniwav as modeling
 
-        for name in (*(source.name for source in directory.CODE), EXTRACTOR):
+        code = directory.CODE
+        if (folder / directory.CODEC).is_dir():
+            code = (*code, directory.ENCODEC_CODE)
+        for name in (*(source.name for source in code), EXTRACTOR):
             if not (folder / name).is_file():
                 raise UserError(f"--against {folder} has no {name}; export the run again.")
-        for source in directory.CODE:
+        for source in code:
             if file_digest(folder / source.name) != file_digest(source):
                 raise UserError(
                     f"{folder / source.name} is not the code of this version; export the run again."
                 )
         return torch, (
             configuration.UniWavConfig,
-            extraction.UniWavFeatureExtractor,
+            latents.UniWavEncodecFeatureExtractor
+            if directory.ENCODEC_CODE in code
+            else extraction.UniWavFeatureExtractor,
             modeling.UniWavModel,
         )
     if model_type not in transformers.CONFIG_MAPPING:

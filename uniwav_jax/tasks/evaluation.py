@@ -1,8 +1,8 @@
 """Measures a run: probes beside baselines, losses, codebooks, resynthesis and infilling.
 
 Two passes over the labelled utterances: the untrained encoder (whose pass also gives the log-mel
-baselines) and the trained one; a third for another model to compare with. What the shards or the
-run can't give is left out with a sentence.
+baselines, and the features themselves where the run takes others) and the trained one; a third for
+another model to compare with. What the shards or the run can't give is left out with a sentence.
 """
 
 import itertools
@@ -84,6 +84,8 @@ def evaluate(
             (catalogue.repeated & (catalogue.split != labelled.TRAIN)).sum()
         ),
     }
+    if config.features.name != "log_mel":
+        about["surface"] = config.features.name
     if other:
         about["against"] = other.about
     results = []
@@ -199,7 +201,7 @@ def encode(
         for start in range(0, len(order), CHUNK):
             chunk = order[start : start + CHUNK]
             waveforms = [catalogue.read(row).waveform() for row in chunk]
-            outputs = model.encode(waveforms, ("surface", "layers"))
+            outputs = model.encode(waveforms, ("surface", "log_mel", "layers"))
             for row, output in zip(chunk, outputs, strict=True):
                 yield row, output
                 bar.update()
@@ -313,12 +315,15 @@ def _validation(config) -> Callable[[Pretrained], dict] | None:
 
 def _baseline_views(config) -> Callable[[dict], dict[str, np.ndarray]]:
     def views(output):
-        surface = output["surface"]
-        return {
-            "log_mel": surface[None],
-            "log_mel_context": probes.with_context(surface, config.evaluation.context)[None],
+        mel = output["log_mel"]
+        found = {
+            "log_mel": mel[None],
+            "log_mel_context": probes.with_context(mel, config.evaluation.context)[None],
             "untrained": output["layers"],
         }
+        if config.features.name != "log_mel":
+            found["surface"] = output["surface"][None]
+        return found
 
     return views
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from uniwav_jax.errors import UserError
-from uniwav_jax.features.normalization import denormalize
 from uniwav_jax.objectives import flow_matching
 from uniwav_jax.recipes.inference import noise, stripes
 from uniwav_jax.tasks.pretrained import BUCKET_FRAMES, Pretrained
@@ -25,7 +24,7 @@ def resynthesize(pretrained: Pretrained, waveform: np.ndarray, seed: int, **opti
     batch = generator.batch([waveform], [seed])
     masks = stripes(batch.x.shape[1], pretrained.config.evaluation.stripe_frames)
     features = generator.passes(batch, batch, masks[:, None] & batch.valid)
-    return generator.sound(features)[0, : len(waveform)]
+    return generator.sound(features, batch.valid)[0, : len(waveform)]
 
 
 def infill(
@@ -33,7 +32,8 @@ def infill(
 ) -> np.ndarray:
     """The gap from `start` to `end` seconds generated; original samples kept outside of it.
 
-    Griffin-Lim runs on the whole utterance; the seams are cross-faded over 10 ms.
+    The whole utterance is made into sound, by Griffin-Lim or the codec's decoder; the seams are
+    cross-faded over 10 ms.
 
     Raises:
       UserError: the gap is empty or not inside the utterance.
@@ -49,7 +49,7 @@ def infill(
     batch = generator.batch([waveform], [seed])
     gap = generator.gap_mask(batch, [start], [end])
     features = generator.passes(batch, batch, gap[None])
-    generated = generator.sound(features)[0, : len(waveform)]
+    generated = generator.sound(features, batch.valid)[0, : len(waveform)]
     return splice(waveform, generated, round(start * rate), round(end * rate), rate)
 
 
@@ -98,23 +98,22 @@ class Generator:
         self.hop = config.features.hop
         self.rate = config.features.sample_rate
         inference, statistics = pretrained.inference, pretrained.statistics
-        iterations = config.evaluation.griffin_lim_iterations
 
         @jax.jit
-        def surface(waveform, samples):
-            return inference.surface(statistics, waveform, samples)
+        def surface(frozen, waveform, samples):
+            return inference.surface({"statistics": statistics, **frozen}, waveform, samples)
 
         @jax.jit
         def generate(params, x, valid, mask, z, x0):
             return inference.generate(params, x, valid, mask, z, x0, **chosen)
 
         @jax.jit
-        def sound(x):
-            return inference.feature.inverse(denormalize(x, statistics), iterations)
+        def sound(frozen, x, valid):
+            return inference.sound({"statistics": statistics, **frozen}, x, valid)
 
         self._surface, self._generate, self._sound = surface, generate, sound
         self._condition = jax.jit(inference.condition)
-        self._mel = jax.jit(lambda waveform: inference.feature(waveform))
+        self._mel = jax.jit(lambda waveform: inference.log_mel(waveform))
 
     def batch(self, waveforms: Sequence[np.ndarray], seeds: Sequence[int]) -> Batch:
         """Pads utterances to one length; row k's noise is keyed by seeds[k]."""
@@ -124,7 +123,7 @@ class Generator:
         for row, samples in enumerate(waveforms):
             waveform[row, : len(samples)] = samples
         lengths = np.array([len(w) for w in waveforms], np.int32)
-        x, valid = self._surface(waveform, lengths)
+        x, valid = self._surface(self.pretrained.frozen, waveform, lengths)
         x0 = jnp.stack([noise(seed, frames, x.shape[2], x.dtype) for seed in seeds])
         return Batch(waveform, lengths, x, valid, x0)
 
@@ -149,9 +148,9 @@ class Generator:
         return batch.valid & (frame >= first[:, None]) & (frame < last[:, None])
 
     def mel(self, waveform: np.ndarray) -> np.ndarray:
-        """Log-mel features [B, T, C] of waveforms [B, S]."""
+        """Log-mel [B, T, bins] of waveforms [B, S]."""
         return np.asarray(self._mel(waveform))
 
-    def sound(self, x: jax.Array) -> np.ndarray:
-        """Normalised features [B, T, C] -> waveforms [B, T * hop]."""
-        return np.asarray(self._sound(x))
+    def sound(self, x: jax.Array, valid: jax.Array) -> np.ndarray:
+        """Normalised features [B, T, C], valid bool [B, T] -> waveforms [B, T * hop]."""
+        return np.asarray(self._sound(self.pretrained.frozen, x, valid))

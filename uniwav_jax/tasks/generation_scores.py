@@ -2,7 +2,7 @@
 
 Every score is taken on the regenerated frames only. The floor has the same noise, masks and known
 frames, but the condition of the same masked pass of another speaker's utterance; the ceiling is
-Griffin-Lim of the true features.
+what the true features sound like: through Griffin-Lim, or through the codec.
 """
 
 import warnings
@@ -76,9 +76,9 @@ def score_batch(
     else:
         masks = stripes(batch.x.shape[1], options.stripe_frames)[:, None] & batch.valid
     sounds = {
-        "model": generator.sound(generator.passes(batch, batch, masks)),
-        "floor": generator.sound(generator.passes(batch, other, masks)),
-        "ceiling": generator.sound(batch.x),
+        "model": generator.sound(generator.passes(batch, batch, masks), batch.valid),
+        "floor": generator.sound(generator.passes(batch, other, masks), batch.valid),
+        "ceiling": generator.sound(batch.x, batch.valid),
     }
     items = []
     for place, (row, part) in enumerate(zip(rows, parts, strict=True)):

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from uniwav_jax import config as configs
+from uniwav_jax import features
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel.axes import ANY_NUMBER
 from uniwav_jax.parallel.mesh import make_mesh, replicated
@@ -23,7 +24,7 @@ from uniwav_jax.training.record import read_run
 # Utterances are padded to a multiple of so many frames, so that few programs are compiled.
 BUCKET_FRAMES = 128
 ROWS = 8
-# What `Pretrained.encode` can give.
+# What `Pretrained.encode` gives unless told otherwise.
 OUTPUTS = ("surface", "layers", "z", "codewords")
 
 
@@ -36,6 +37,7 @@ class Pretrained:
       step: steps taken.
       params, slots: as in `TrainState`.
       statistics: {"mean", "deviation"} of the run's own training data.
+      frozen: of `features.frozen`: the codec of a run on its latents.
     """
 
     config: Any
@@ -43,6 +45,7 @@ class Pretrained:
     params: dict
     slots: dict
     statistics: dict
+    frozen: dict = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def inference(self) -> Inference:
@@ -52,7 +55,11 @@ class Pretrained:
     @property
     def constants(self) -> dict:
         """What a recipe's functions take beside parameters and slots; no corpora are told apart."""
-        return {"statistics": self.statistics, "corpora": np.zeros(0, np.uint32)}
+        return {
+            "statistics": self.statistics,
+            "corpora": np.zeros(0, np.uint32),
+            **self.frozen,
+        }
 
     def untrained(self) -> "Pretrained":
         """The same run before its first step, with the same statistics."""
@@ -76,9 +83,10 @@ class Pretrained:
           names: which outputs; the others are not computed.
 
         Yields:
-          surface [frames, channels], in log-mel units; layers [depth, frames, width], the residual
-          stream after every layer (h0 alone without layers); z [frames, width] if the run has a
-          decoder; codewords int32 [targets, frames] if it has a teacher.
+          surface [frames, channels], features before they are normalised; layers [depth, frames,
+          width], the residual stream after every layer (h0 alone without layers); z [frames, width]
+          if the run has a decoder; codewords int32 [targets, frames] if it has a teacher; and, if
+          asked for, log_mel [frames, bins].
         """
         encode = _programs(configs.to_json(self.config))[1]
         found: dict[int, dict] = {}
@@ -86,7 +94,7 @@ class Pretrained:
         following = next(wanted)
         for indices, waveform, samples in padded_batches(waveforms, self.inference.feature):
             outputs = jax.device_get(
-                encode(self.params, self.slots, self.statistics, waveform, samples, names)
+                encode(self.params, self.slots, self.constants, waveform, samples, names)
             )
             for row, index in enumerate(indices):
                 length = self.frames(len(waveforms[index]))
@@ -113,8 +121,16 @@ def load(workdir, step: int | None = None) -> Pretrained:
         step = checkpoints.latest if step is None else step
         statistics = checkpoints.meta(step)["statistics"]
         state = checkpoints.restore(step, abstract_state(config, _mesh(config)))
-    constants = data.as_constants(config, statistics, None, replicated(_mesh(config)))
-    return Pretrained(config, step, state.params, state.slots, constants["statistics"])
+    frozen = features.frozen(config)
+    constants = data.as_constants(config, statistics, None, replicated(_mesh(config)), frozen)
+    return Pretrained(
+        config,
+        step,
+        state.params,
+        state.slots,
+        constants["statistics"],
+        {name: constants[name] for name in frozen},
+    )
 
 
 def steps(workdir) -> list[int]:
@@ -152,11 +168,12 @@ def _programs(config: str) -> tuple[Inference, Any]:
     """
     inference = Inference(configs.from_json(config))
 
-    def encode(params, slots, statistics, waveform, samples, names):
-        x, valid = inference.surface(statistics, waveform, samples)
+    def encode(params, slots, constants, waveform, samples, names):
+        surface = inference.feature.of_waveform(waveform, samples, constants)
+        x, valid = inference.normalized(constants, surface, samples)
         unmasked = jax.numpy.zeros_like(valid)
         h, streams = inference.encode(params, x, valid, unmasked)
-        outputs = {"surface": inference.feature(waveform)}
+        outputs = {"surface": surface, "log_mel": inference.log_mel(waveform)}
         outputs["layers"] = h[None] if streams is None else streams
         if inference.config.objective.decoder_weight:
             outputs["z"] = inference.condition(params, x, valid, unmasked)
@@ -174,7 +191,7 @@ def _chunks(items: list, size: int) -> Iterator[list]:
 
 def _row(outputs: dict, row: int, length: int) -> dict:
     """One utterance of a batch without its padding; the batch axis lies before the frames."""
-    batch_axis = {"surface": 0, "z": 0, "layers": 1, "codewords": 1}
+    batch_axis = {"surface": 0, "log_mel": 0, "z": 0, "layers": 1, "codewords": 1}
     return {
         name: np.take(value, row, axis=batch_axis[name]).take(range(length), axis=batch_axis[name])
         for name, value in outputs.items()

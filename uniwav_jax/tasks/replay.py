@@ -13,11 +13,12 @@ from jax.sharding import Mesh
 from data_pipelines.files import atomic_write, write_json
 from data_pipelines.loader import batches
 from data_pipelines.places import places
-from uniwav_jax import recipes
+from uniwav_jax import features, recipes
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel import mesh as meshes
 from uniwav_jax.parallel.axes import ANY_NUMBER
 from uniwav_jax.parallel.sharding import path_name
+from uniwav_jax.recipes.inference import Inference
 from uniwav_jax.training import data, program
 from uniwav_jax.training import start as starts
 from uniwav_jax.training.checkpoint import Checkpoints
@@ -66,9 +67,11 @@ def replay(workdir, step: int, *, shards: str = "", say=print) -> dict:
     prepared = program.build(config)
     _, mixture = data.open_again(workdir, run, [shards or config.data.shards])
     begun, state, statistics = _state_before(workdir, step, config, origin, prepared, say)
+    frozen = features.frozen(config)
     if statistics is None:
-        statistics = data.feature_statistics(config, mixture, say)
-    constants = data.as_constants(config, statistics, mixture, meshes.replicated(prepared.mesh))
+        statistics = data.feature_statistics(config, mixture, say, frozen)
+    everywhere = meshes.replicated(prepared.mesh)
+    constants = data.as_constants(config, statistics, mixture, everywhere, frozen)
     batch_size, accumulation = config.training.batch_size, config.training.accumulation
     offset = starts.position_offset(origin, batch_size)
     say(f"repeating steps {begun + 1} to {step} from checkpoint {begun}")
@@ -109,7 +112,8 @@ def replay(workdir, step: int, *, shards: str = "", say=print) -> dict:
         "examples": examples,
     }
     folder = workdir / "replay" / f"step-{step}"
-    _write(folder, report, batch, config.features.sample_rate)
+    sounds = heard(config, constants, batch)
+    _write(folder, report, sounds, batch["samples"], config.features.sample_rate)
     return report | {"folder": str(folder)}
 
 
@@ -239,11 +243,29 @@ def _equals_what_was_logged(workdir, step: int, config, metrics: dict) -> bool |
     return all(loss == value or (np.isnan(loss) and np.isnan(value)) for value in logged)
 
 
-def _write(folder: pathlib.Path, report: dict, batch: dict, sample_rate: int) -> None:
+def heard(config, constants, batch: dict) -> np.ndarray:
+    """The waveforms of a batch [rows, samples]; of latents what their codec makes of them."""
+    if "waveform" in batch:
+        return batch["waveform"]
+    inference = Inference(config)
+
+    @jax.jit
+    def sound(constants, row):
+        return inference.sound(constants, *inference.surface_of_batch(constants, row))
+
+    # One at a time, as the loss is, so that no mesh need divide them.
+    rows = range(len(batch["samples"]))
+    alone = ({name: x[k : k + 1] for name, x in batch.items()} for k in rows)
+    return np.concatenate([np.asarray(sound(constants, row)) for row in alone])
+
+
+def _write(
+    folder: pathlib.Path, report: dict, sounds: np.ndarray, samples: np.ndarray, sample_rate: int
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for row, samples in enumerate(batch["samples"].tolist()):
+    for row, count in enumerate(samples.tolist()):
         with atomic_write(folder / f"row-{row:04d}.wav") as temporary:
-            sound = batch["waveform"][row, :samples]
+            sound = sounds[row, :count]
             soundfile.write(temporary, sound, sample_rate, format="WAV", subtype="FLOAT")
     write_json(folder / "report.json", json.loads(json.dumps(report)))
 

@@ -10,6 +10,8 @@ SYSTEMS = {
     "untrained_best": "untrained",
     "trained_best": "trained",
 }
+# Features that have a column of their own: of a run that does not take log-mel.
+SURFACES = {"encodec": "EnCodec latents"}
 # Of the systems that have layers.
 COLOURS = {"trained": "C0", "untrained": "C1", "against": "C4"}
 ROWS = {
@@ -30,9 +32,12 @@ PANELS = {
 
 def systems(result: dict) -> dict[str, str]:
     """Key in the sections -> label of every system that an evaluation compares."""
-    if "against" not in result:
-        return SYSTEMS
-    return SYSTEMS | {"against_best": f"against {result['against']['name']}"}
+    found = dict(SYSTEMS)
+    if "surface" in result:
+        found["surface"] = SURFACES[result["surface"]]
+    if "against" in result:
+        found["against_best"] = f"against {result['against']['name']}"
+    return found
 
 
 def accuracies(result: dict) -> dict[str, dict]:
@@ -127,7 +132,7 @@ def picture(path: pathlib.Path, results: list[dict], rows: list[dict]) -> None:
 
 
 def per_layer(axis, shown: dict[str, dict], title: str, labels: dict[str, str] = SYSTEMS) -> None:
-    """Accuracy layer by layer, log-mel as level lines; one line style a section.
+    """Accuracy layer by layer, what has no layers as level lines; one line style a section.
 
     Args:
       shown: title -> section; three at most.
@@ -154,9 +159,10 @@ def per_layer(axis, shown: dict[str, dict], title: str, labels: dict[str, str] =
                 markersize=4,
                 label=labels[f"{system}_best"] + note,
             )
-        for system, colour in (("log_mel_context", "C2"), ("log_mel", "C3")):
-            label = labels[system] + note
-            axis.axhline(section[system], color=colour, linestyle=style, label=label)
+        for system, colour in (("log_mel_context", "C2"), ("log_mel", "C3"), ("surface", "C5")):
+            if system in labels:
+                label = labels[system] + note
+                axis.axhline(section[system], color=colour, linestyle=style, label=label)
     axis.set_xlabel("layer")
     axis.set_ylim(top=min(1.02, axis.get_ylim()[1]))
     axis.set_xticks(range(1, max(len(section[system]) for system in layered) + 1))

@@ -41,7 +41,8 @@ def open_split(config, shards: str, split: str, indices: Sequence[Index] = ()) -
     Raises:
       UserError: see `open_mixture`; or no shards are named.
     """
-    hop = config.features.hop
+    feature = features.build(config)
+    hop = feature.hop
     return open_mixture(
         shards,
         split=split,
@@ -49,7 +50,8 @@ def open_split(config, shards: str, split: str, indices: Sequence[Index] = ()) -
         hop_samples=hop,
         min_seconds=config.data.min_seconds,
         shortest_samples=(config.masking.shortest - 1) * hop + 1,
-        sample_rate=config.features.sample_rate,
+        sample_rate=feature.sample_rate,
+        codec=feature.stored,
         exclude=combined(config.data.exclude, config.data.exclude_speakers),
         # A name that the training data lack is a slip; what a run is measured on may lack it.
         must_hold=split == "train",
@@ -130,10 +132,16 @@ def validation_fingerprint(config, mixture: Mixture) -> str:
     return hashlib.sha256(f"{mixture.fingerprint} {shape}".encode()).hexdigest()
 
 
-def feature_statistics(config, mixture: Mixture, say) -> dict[str, list[float]]:
+def feature_statistics(
+    config, mixture: Mixture, say, frozen: dict | None = None
+) -> dict[str, list[float]]:
     """Mean and deviation per channel over the first positions of the order under seed 0.
 
-    say: takes a sentence for each of them that can't be read.
+    Args:
+      config: of the run.
+      mixture: its training data.
+      say: takes a sentence for each position that can't be read.
+      frozen: of `features.frozen`; None for nothing.
     """
     count = min(config.features.statistics_positions, mixture.slots)
     steps = -(-count // STATISTICS_BATCH)
@@ -149,6 +157,7 @@ def feature_statistics(config, mixture: Mixture, say) -> dict[str, list[float]]:
             features.build(config),
             jnp.dtype(config.training.parameter_dtype),
             config.features.deviation_floor,
+            frozen,
         )
     return jax.tree.map(float, multihost_utils.broadcast_one_to_all(statistics))
 
@@ -203,7 +212,9 @@ def progress(mixture: Mixture, begin: int, end: int, skip) -> dict[str, float]:
     return found
 
 
-def as_constants(config, statistics: dict, mixture: Mixture | None, sharding) -> dict:
+def as_constants(
+    config, statistics: dict, mixture: Mixture | None, sharding, frozen: dict | None = None
+) -> dict:
     """What the step takes beside state and batch: arrays that are not trained.
 
     Args:
@@ -211,8 +222,10 @@ def as_constants(config, statistics: dict, mixture: Mixture | None, sharding) ->
       statistics: {"mean", "deviation"} of the features.
       mixture: whose corpora losses are told apart; None for none.
       sharding: of all of them.
+      frozen: of `features.frozen`, what the feature takes; None for nothing.
     """
     dtype = jnp.promote_types(config.training.parameter_dtype, jnp.float32)
     arrays = {name: np.asarray(values, dtype) for name, values in statistics.items()}
     corpora = np.asarray([part.code for part in mixture.parts] if mixture else (), np.uint32)
-    return jax.device_put({"statistics": arrays, "corpora": corpora}, sharding)
+    arrays = {"statistics": arrays, "corpora": corpora, **(frozen or {})}
+    return jax.device_put(arrays, sharding)

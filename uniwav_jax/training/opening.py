@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 
 from data_pipelines.mixture import Mixture
+from uniwav_jax import features
 from uniwav_jax.parallel import preflight, processes
 from uniwav_jax.training import data, program
 from uniwav_jax.training.program import Program
@@ -19,12 +20,14 @@ class Opened(NamedTuple):
       program: of the config on all devices.
       mixture: to train on.
       validation: to validate on; None if the shards have no validation split.
+      frozen: of `features.frozen`, a codec if the features have one.
       found: what `preflight.preflight` gave.
     """
 
     program: Program
     mixture: Mixture
     validation: Mixture | None
+    frozen: dict
     found: dict
 
 
@@ -44,18 +47,18 @@ def open_run(config, workdir: str | os.PathLike | None, expected: int | None) ->
     preflight.check_devices(expected, patience)
     prepared = program.build(config)
 
-    def open_data() -> tuple[Mixture, Mixture | None]:
+    def open_data() -> tuple[Mixture, Mixture | None, dict]:
         if workdir is not None:
             preflight.check_room(workdir, state_bytes(prepared.abstract))
         indices = data.read_indices(config.data.shards)
         mixture = data.open_split(config, config.data.shards, "train", indices)
-        return mixture, data.open_validation(config, indices)
+        return mixture, data.open_validation(config, indices), features.frozen(config)
 
-    mixture, validation = processes.together("data", open_data, patience)
+    mixture, validation, frozen = processes.together("data", open_data, patience)
     processes.check_same("data", {"data fingerprint": mixture.fingerprint}, patience)
     mixtures = [mixture] if validation is None else [mixture, validation]
     found = preflight.preflight(prepared.mesh, mixtures, patience)
-    return Opened(prepared, mixture, validation, found)
+    return Opened(prepared, mixture, validation, frozen, found)
 
 
 def state_bytes(abstract) -> int:

@@ -24,16 +24,19 @@ from data_pipelines.files import (
 from data_pipelines.mixture import Mixture
 from uniwav_jax import config as configs
 from uniwav_jax.errors import UserError
+from uniwav_jax.features import encodec
 
 FORMAT = 3
 # Beside run.json: what the run leaves out, since the user's own list may change or move.
 EXCLUDED = "excluded.txt"
+# The codec of a run on its latents, which the user's directory may not outlive.
+CODEC = "codec"
 # By older format: fields of the config that came later, with the values that do what it did.
 LATER_FIELDS = {
     1: {"data.exclude": "", "data.reads_in_flight": 4, "data.damaged_fraction": 0.0},
     2: {"parallel.slices": 1, "optimizer.moment_dtype": ""},
 }
-LOCAL_FIELDS = ("data.shards", "data.validation", "data.exclude")
+LOCAL_FIELDS = ("data.shards", "data.validation", "data.exclude", "features.weights")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "array_record")
 PACKED = "TREE.json"  # in the tree of a submitted job, by `launch.tree`
 
@@ -41,7 +44,7 @@ PACKED = "TREE.json"  # in the tree of a submitted job, by `launch.tree`
 def claim_workdir(
     workdir: pathlib.Path, config, mixture: Mixture, start, origin: dict | None, extend_to
 ) -> dict:
-    """Writes RUN/run.json and what it leaves out, or checks that the one there is this run.
+    """Writes RUN/run.json, what it leaves out and its codec, or checks that this run is there.
 
     Args:
       workdir: the run's folder.
@@ -98,6 +101,8 @@ def claim_workdir(
     if content:
         with atomic_write(workdir / EXCLUDED) as temporary:
             temporary.write_bytes(content)
+    if "weights" in config.features:
+        encodec.keep(pathlib.Path(config.features.weights), workdir / CODEC)
     return write_run(
         workdir,
         run
@@ -140,7 +145,8 @@ def known_run(workdir: pathlib.Path) -> dict:
 
 
 def read_run(workdir) -> dict:
-    """RUN/run.json with `config` as a ConfigDict, whose `data.exclude` is the run's own list.
+    """RUN/run.json with `config` as a ConfigDict, which names the run's own list of what is left
+    out (`data.exclude`) and its own codec (`features.weights`).
 
     Raises:
       UserError: the folder holds no run, a damaged one, or one of another format.
@@ -160,6 +166,9 @@ def read_run(workdir) -> dict:
             f"{path} is damaged: its content does not fit its digest; restore it from a copy."
         )
     run["config"] = _complete(run["config"], found)
+    if "weights" in run["config"].features:
+        with run["config"].unlocked():
+            run["config"].features.weights = str((pathlib.Path(workdir) / CODEC).resolve())
     # Before format 3 there is only the path of the user's list.
     if run.get("excluded"):
         listed = pathlib.Path(workdir) / EXCLUDED
@@ -232,6 +241,7 @@ def config_of(workdir: pathlib.Path, step: int, run: dict):
             config = _complete(content["config"], content.get("format", 1))
             with config.unlocked():
                 config.data.exclude = run["config"].data.exclude
+                config.features = run["config"].features
             found = config, len(hardware["devices"]), hardware["processes"]
     return found
 

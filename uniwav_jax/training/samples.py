@@ -8,7 +8,6 @@ import numpy as np
 import soundfile
 
 from data_pipelines.files import atomic_write
-from uniwav_jax.features.normalization import denormalize
 from uniwav_jax.parallel.mesh import replicated
 from uniwav_jax.recipes.inference import Inference, noise
 from uniwav_jax.training import pictures
@@ -37,19 +36,19 @@ class Samples:
         if validation is not None and self.count:
             with validation_batches(config, validation) as loaded:
                 batch = next(loaded)
-            self.rows = {name: batch[name][: self.count] for name in ("waveform", "samples")}
+            self.rows = {name: values[: self.count] for name, values in batch.items()}
         self.everywhere = replicated(mesh)
         self._generate = jax.jit(self._resynthesize, out_shardings=self.everywhere)
 
-    def write(self, step: int, params, statistics) -> None:
+    def write(self, step: int, params, constants) -> None:
         """RUN/samples/step-N-K.png (true above, generated below) and .wav, and TensorBoard.
 
-        Every process takes part in the computation, one writes.
+        Every process takes part in the computation, one writes. `constants` are the step's.
         """
         if self.rows is None:
             return
         rows = jax.device_put(self.rows, self.everywhere)
-        true, generated, waveform = jax.device_get(self._generate(params, statistics, **rows))
+        true, generated, waveform = jax.device_get(self._generate(params, constants, rows))
         if not self.telemetry.writer:
             return
         self.folder.mkdir(exist_ok=True)
@@ -68,9 +67,9 @@ class Samples:
             self.telemetry.picture(f"samples/{k}", step, picture)
             self.telemetry.sound(f"samples/{k}", step, sound, rate)
 
-    def _resynthesize(self, params, statistics, waveform, samples):
+    def _resynthesize(self, params, constants, rows):
         options = self.config.evaluation
-        x, valid = self.inference.surface(statistics, waveform, samples)
+        x, valid = self.inference.surface_of_batch(constants, rows)
         draw = jnp.stack([noise(k, x.shape[1], x.shape[2], x.dtype) for k in range(len(x))])
         generated = self.inference.resynthesize(
             params,
@@ -82,6 +81,10 @@ class Samples:
             guidance=options.guidance,
             solver=options.solver,
         )
-        true, generated = (denormalize(y, statistics) for y in (x, generated))
-        sound = self.inference.feature.inverse(generated, options.griffin_lim_iterations)
-        return true, generated, sound
+        both = x, generated
+        sounds = [self.inference.sound(constants, y, valid) for y in both]
+        shown = [
+            self.inference.spectrogram(constants, y, sound)
+            for y, sound in zip(both, sounds, strict=True)
+        ]
+        return *shown, sounds[1]

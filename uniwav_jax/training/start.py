@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from data_pipelines.order import after_skips
-from uniwav_jax import recipes
+from uniwav_jax import features, recipes
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel import processes
 from uniwav_jax.parallel.sharding import path_name
@@ -95,7 +95,7 @@ def origin_of(start: Start, config, prepared: Program, say) -> dict:
     run = read_run(path)
     source = abstract_state(run["config"], prepared.mesh)
     reset = list(start.reset)
-    if STATISTICS not in reset and run["config"].features.channels != config.features.channels:
+    if STATISTICS not in reset and not features.same(run["config"], config):
         say("the feature statistics are measured anew: the source has other features")
         reset.append(STATISTICS)
     if start.kind == BRANCH:

@@ -133,8 +133,10 @@ def train(
         else:
             state, statistics = prepared.fresh_state(), None
         if statistics is None:
-            statistics = data.feature_statistics(config, mixture, say)
-        constants = data.as_constants(config, statistics, mixture, meshes.replicated(mesh))
+            statistics = data.feature_statistics(config, mixture, say, opened.frozen)
+        constants = data.as_constants(
+            config, statistics, mixture, meshes.replicated(mesh), opened.frozen
+        )
         meta = record.checkpoint_meta(
             config, mixture, statistics, starts.ancestry(origin), starts.attributions(origin)
         )
@@ -265,7 +267,7 @@ def train(
                     validate(step)
                 # They can wait when there is little time left to save.
                 if caught is None and (step % config.telemetry.samples_every == 0 or step == steps):
-                    samples.write(step, state.params, constants["statistics"])
+                    samples.write(step, state.params, constants)
             with account.of("checkpoint"):
                 checkpoints.poll()
                 if saving:

@@ -33,6 +33,7 @@ class UniWavFeatureExtractor(SequenceFeatureExtractor):
     """
 
     model_input_names = ["input_features", "attention_mask"]
+    surface_name = "log-mel"
 
     def __init__(
         self,
@@ -92,8 +93,7 @@ class UniWavFeatureExtractor(SequenceFeatureExtractor):
         for wave in waves:
             if wave.ndim != 1 or not len(wave):
                 raise ValueError(f"a waveform is [samples], not {list(wave.shape)}.")
-        padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
-        features = self.log_mel(padded)
+        features = self.surface(waves)
         features = (features - features.new_tensor(self.mean)) / features.new_tensor(self.deviation)
         device = features.device
         frames = torch.tensor([-(-len(wave) // self.hop) for wave in waves], device=device)
@@ -103,6 +103,10 @@ class UniWavFeatureExtractor(SequenceFeatureExtractor):
         if return_tensors != "pt":
             found = {name: value.numpy() for name, value in found.items()}
         return BatchFeature(found, tensor_type=return_tensors)
+
+    def surface(self, waves: list[torch.Tensor]) -> torch.Tensor:
+        """Waveforms [samples] -> features before they are normalised, [batch, frames, bins]."""
+        return self.log_mel(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True))
 
     def log_mel(self, waveform: torch.Tensor) -> torch.Tensor:
         """waveform [batch, samples] -> ln(max(mel, floor)) [batch, frames, feature_size].

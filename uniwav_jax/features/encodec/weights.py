@@ -8,7 +8,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 
@@ -16,6 +19,7 @@ import numpy as np
 
 from uniwav_jax.errors import UserError
 from uniwav_jax.features.encodec.config import (
+    CONFIG,
     Conv,
     Geometry,
     Lstm,
@@ -25,6 +29,8 @@ from uniwav_jax.features.encodec.config import (
 )
 
 SAFETENSORS, TORCH = "model.safetensors", "pytorch_model.bin"
+# What may lie beside a network and says under which licence it is.
+ABOUT = ("README.md", "LICENSE")
 # Weight norm's scale and direction have these names since PyTorch 2.0.
 RENAMED = {
     "parametrizations.weight.original0": "weight_g",
@@ -82,6 +88,22 @@ def fingerprint(directory: pathlib.Path) -> str:
             digest.update(f"\n{name} {tensors[name].shape}\n".encode())
             digest.update(np.ascontiguousarray(tensors[name].read(), "<f8"))
     return digest.hexdigest()
+
+
+def keep(directory: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a codec's files into the folder `target`, which appears when it is whole.
+
+    Nothing is done where `target` is there already.
+    """
+    if target.exists():
+        return
+    weights = SAFETENSORS if (directory / SAFETENSORS).is_file() else TORCH
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
+        folder = pathlib.Path(beside) / target.name
+        folder.mkdir()
+        for name in (CONFIG, weights, *(name for name in ABOUT if (directory / name).is_file())):
+            shutil.copyfile(directory / name, folder / name)
+        os.replace(folder, target)
 
 
 @dataclasses.dataclass(frozen=True)
