@@ -70,6 +70,8 @@ def base(argument: str = "") -> ml_collections.ConfigDict:
         "position_layers": 5,
         "position_groups": 16,
         "position_kernel": 19,
+        "dropout": 0.0,  # of what each branch of a layer adds [O]
+        "layer_drop": 0.0,  # share of the examples that pass a layer by [O]; 0.05 in [D]
     }
     config.teacher = {
         "targets": 8,  # K: the last K layers [D]
@@ -85,6 +87,7 @@ def base(argument: str = "") -> ml_collections.ConfigDict:
         "heads": 12,
         "time_channels": 256,
         "condition_dropout": 0.1,  # [V]
+        "dropout": 0.0,  # [O]
         "sigma_min": 1e-5,  # [V]
     }
     config.objective = {"decoder_weight": 0.25}  # lambda [O]; 0 builds no decoder

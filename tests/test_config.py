@@ -60,6 +60,7 @@ def test_an_argument_that_a_recipe_does_not_take_is_refused():
         ("evaluation.evaluations=31", "31 evaluations do not fit 'midpoint'"),
         ("evaluation.solver=heun", "solver 'heun' is unknown"),
         ("evaluation.infillings=-1", "evaluation.infillings = -1 must not be negative"),
+        ("encoder.layer_drop=1.0", "encoder.layer_drop = 1.0 must be at least 0 and below 1"),
         ("encoder.heads=3", "encoder.width = 128 is not divisible"),
     ],
 )

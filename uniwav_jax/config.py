@@ -186,6 +186,9 @@ def check(config) -> None:
     for name in NOT_NEGATIVE:
         if fields[name] < 0:
             raise UserError(f"{name} = {fields[name]} must not be negative.")
+    for name in ("encoder.dropout", "encoder.layer_drop", "decoder.dropout"):
+        if not 0 <= fields[name] < 1:
+            raise UserError(f"{name} = {fields[name]} must be at least 0 and below 1.")
     # What only samples and evaluations use would otherwise stop a run hours later.
     try:
         solver_steps(config.evaluation.evaluations, config.evaluation.solver)

@@ -9,7 +9,9 @@ from jax.ad_checkpoint import checkpoint_name
 from uniwav_jax.errors import UserError
 from uniwav_jax.models.transformer import (
     MIDDLE,
+    NOTHING,
     Compute,
+    Drop,
     FeedForward,
     SelfAttention,
     layer_norm,
@@ -52,15 +54,21 @@ class AdaptiveLayer(nnx.Module):
         self.feed_forward = FeedForward(width, compute, rngs)
         self.table = nnx.Param(jnp.zeros((6, width), compute.parameter_dtype))
 
-    def __call__(self, x: jax.Array, valid: jax.Array, modulation: jax.Array) -> jax.Array:
-        """x [batch, frames, width], modulation [batch, 6, width] shared by all layers."""
+    def __call__(
+        self, x: jax.Array, valid: jax.Array, modulation: jax.Array, drop: Drop, number
+    ) -> jax.Array:
+        """x [batch, frames, width], modulation [batch, 6, width] shared by all layers.
+
+        `drop` leaves out parts of layer `number`.
+        """
         table = modulation + self.table[...].astype(x.dtype)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (
             table[:, i, None, :] for i in range(6)
         )
         attended = self.attention(layer_norm(x) * (1 + scale_1) + shift_1, valid)
-        x = checkpoint_name(x + gate_1 * attended, MIDDLE)
-        return x + gate_2 * self.feed_forward(layer_norm(x) * (1 + scale_2) + shift_2)
+        x = checkpoint_name(x + gate_1 * drop.branch(attended, number, 1), MIDDLE)
+        feed_forward = self.feed_forward(layer_norm(x) * (1 + scale_2) + shift_2)
+        return x + gate_2 * drop.branch(feed_forward, number, 2)
 
 
 class Decoder(nnx.Module):
@@ -72,7 +80,7 @@ class Decoder(nnx.Module):
             raise UserError(f"decoder.depth = {decoder.depth} must be even and positive.")
         width, zeros = decoder.width, nnx.initializers.zeros_init()
         self.compute = compute
-        self.time_channels = decoder.time_channels
+        self.time_channels, self.depth = decoder.time_channels, decoder.depth
         self.null_condition = nnx.Param(
             jax.random.normal(rngs.params(), (config.encoder.width,), compute.parameter_dtype)
         )
@@ -100,6 +108,7 @@ class Decoder(nnx.Module):
         t: jax.Array,
         valid: jax.Array,
         *,
+        drop: Drop = NOTHING,
         with_streams: bool = False,
     ):
         """v_theta(x_t, z, t).
@@ -109,6 +118,7 @@ class Decoder(nnx.Module):
           condition: z [batch, frames, encoder width]; `null_condition` where dropped.
           t: [batch] in [0, 1].
           valid: bool [batch, frames].
+          drop: what training leaves out of layers.
 
         Returns:
           [batch, frames, channels] in the compute dtype; with `with_streams` a pair of that and the
@@ -122,16 +132,18 @@ class Decoder(nnx.Module):
         e = self.time_out(jax.nn.silu(e))
         modulation = self.modulation(jax.nn.silu(e)).reshape(len(e), 6, -1)
 
-        def down(layer, h, _):
-            return layer(h, valid, modulation), h
+        def down(layer, h, number):
+            return layer(h, valid, modulation, drop, number), h
 
-        def up(layer, h, skipped):
+        def up(layer, h, scanned):
+            skipped, number = scanned
             h = layer.skip(jnp.concatenate([h, skipped], axis=-1))
-            h = layer(h, valid, modulation)
+            h = layer(h, valid, modulation, drop, number)
             return h, h if with_streams else None
 
-        h, inputs = scan(self.first_half, h, down, self.compute)
-        h, outputs = scan(self.second_half, h, up, self.compute, inputs[::-1])
+        first, second = drop.numbers(self.depth // 2, self.depth // 2)
+        h, inputs = scan(self.first_half, h, down, self.compute, first)
+        h, outputs = scan(self.second_half, h, up, self.compute, (inputs[::-1], second))
         shift, scale = (
             e[:, None, :] + self.output_table[i].astype(dtype) for i in range(2)
         )

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from uniwav_jax.errors import UserError
-from uniwav_jax.models.transformer import Compute, EncoderLayer, layer_norm, scan, stack
+from uniwav_jax.models.transformer import (
+    NOTHING,
+    Compute,
+    Drop,
+    EncoderLayer,
+    layer_norm,
+    scan,
+    stack,
+)
 
 POSITIONS = ("conv", "rope", "conv+rope")
 
@@ -125,21 +133,24 @@ class Encoder(nnx.Module):
             h = h + self.positions(h, valid)
         return jnp.where(valid[..., None], h, 0)
 
-    def __call__(self, h: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def __call__(
+        self, h: jax.Array, valid: jax.Array, drop: Drop = NOTHING
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """h0 -> (last residual stream, all z^(l) and all feed-forward outputs [depth, ...])."""
-        return run_layers(self.layers, h, valid, self.compute)
+        return run_layers(self.layers, h, valid, self.compute, drop)
 
 
-def run_layers(layers, h: jax.Array, valid: jax.Array, compute: Compute):
+def run_layers(layers, h: jax.Array, valid: jax.Array, compute: Compute, drop: Drop = NOTHING):
     """Runs a stack of `EncoderLayer` (the student's or the teacher's) from h0.
 
     Returns (last residual stream [batch, frames, width], residual streams after each layer and
     feed-forward outputs before the residual add, both [depth, batch, frames, width]).
     """
 
-    def apply(layer, x, _):
-        x, feed_forward = layer(x, valid)
+    def apply(layer, x, number):
+        x, feed_forward = layer(x, valid, drop, number)
         return x, (x, feed_forward)
 
-    last, (streams, feed_forwards) = scan(layers, h, apply, compute)
+    (numbers,) = drop.numbers(jax.tree.leaves(nnx.state(layers))[0].shape[0])
+    last, (streams, feed_forwards) = scan(layers, h, apply, compute, numbers)
     return last, streams, feed_forwards

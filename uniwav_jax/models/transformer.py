@@ -4,6 +4,7 @@ Layers of a stack are one module whose parameters have a leading layer axis, run
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -93,6 +94,51 @@ def layer_norm(x: jax.Array) -> jax.Array:
     return (centred * jax.lax.rsqrt(variance + EPSILON)).astype(x.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """What training leaves out of layers at random, by keys that belong to the examples.
+
+    Attributes:
+      keys: a PRNG key a row, [batch]; None where nothing is left out.
+      dropout: share of the numbers that a layer's branch would add to the residual stream.
+      layer: share of the rows that pass a layer by.
+    """
+
+    keys: jax.Array | None = None
+    dropout: float = 0.0
+    layer: float = 0.0
+
+    def numbers(self, *stacks: int) -> list:
+        """Of the layers of stacks one after the other, for `scan` to pass on; None if unused."""
+        ends = itertools.accumulate(stacks)
+        if self.keys is None:
+            return [None for _ in stacks]
+        return [jnp.arange(end - depth, end) for depth, end in zip(stacks, ends, strict=True)]
+
+    def branch(self, y: jax.Array, number: jax.Array, place: int) -> jax.Array:
+        """y [batch, ...] of the branch at `place` in a layer, with some numbers zero and the others
+        scaled up."""
+        if not self.dropout:
+            return y
+        share = 1.0 - self.dropout
+        kept = self._draw(number, place, lambda key: jax.random.bernoulli(key, share, y.shape[1:]))
+        return jnp.where(kept, y / share, 0)
+
+    def rows(self, after: jax.Array, before: jax.Array, number: jax.Array) -> jax.Array:
+        """The stream [batch, ...] after a layer, or before it in the rows that pass it by."""
+        if not self.layer:
+            return after
+        passed = self._draw(number, 0, lambda key: jax.random.bernoulli(key, self.layer))
+        return jnp.where(passed.reshape(-1, *(1 for _ in after.shape[1:])), before, after)
+
+    def _draw(self, number: jax.Array, place: int, draw: Callable) -> jax.Array:
+        fold = jax.random.fold_in
+        return jax.vmap(lambda key: draw(fold(fold(key, number), place)))(self.keys)
+
+
+NOTHING = Drop()
+
+
 def stack(make_layer: Callable, depth: int, rngs: nnx.Rngs):
     """`depth` layers `make_layer(rngs)` as one module whose parameters start with a layer axis."""
     return nnx.vmap(make_layer, in_axes=0, out_axes=0)(rngs.split(depth))
@@ -162,8 +208,15 @@ class EncoderLayer(nnx.Module):
         self.feed_forward_norm = compute.norm(width, rngs)
         self.feed_forward = FeedForward(width, compute, rngs)
 
-    def __call__(self, x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the residual stream and the feed-forward output before its residual add."""
-        x = checkpoint_name(x + self.attention(self.attention_norm(x), valid), MIDDLE)
-        feed_forward = self.feed_forward(self.feed_forward_norm(x))
-        return x + feed_forward, feed_forward
+    def __call__(
+        self, x: jax.Array, valid: jax.Array, drop: Drop = NOTHING, number=None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the residual stream and the feed-forward output before its residual add.
+
+        `drop` leaves out parts of layer `number`.
+        """
+        attended = self.attention(self.attention_norm(x), valid)
+        middle = checkpoint_name(x + drop.branch(attended, number, 1), MIDDLE)
+        feed_forward = self.feed_forward(self.feed_forward_norm(middle))
+        after = middle + drop.branch(feed_forward, number, 2)
+        return drop.rows(after, x, number), feed_forward

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from uniwav_jax import features
 from uniwav_jax.features.normalization import normalize, valid_frames
+from uniwav_jax.models.transformer import NOTHING, Drop
 from uniwav_jax.models.uniwav import UniWav
 from uniwav_jax.objectives import flow_matching, self_distillation
 from uniwav_jax.objectives.masking import gather_frames, mask_of, span_mask
@@ -18,7 +19,7 @@ from uniwav_jax.recipes.interface import BY_CORPUS, Outputs, Recipe, Update
 GROUP = "uniwav"
 SLOT = "self_distillation"
 # What an example's key is folded with, one number a use.
-MASK, NOISE, TIME, DROP = range(4)
+MASK, NOISE, TIME, DROP, ENCODER_DROP, DECODER_DROP = range(6)
 VALIDATION_SEED = 0
 RESETTABLE = ("teacher", "codebooks")
 
@@ -122,16 +123,15 @@ class System:
     def loss(self, params, constants, slots, batch) -> Outputs:
         """L_enc + lambda L_dec of one micro-batch, with the run's randomness."""
         examples = self.examples(constants, batch, self.config.seed)
-        dropout = self.config.decoder.condition_dropout
-        return self._terms(params, slots, examples, dropout, other_condition=False)
+        return self._terms(params, slots, examples, training=True)
 
     def validate(self, params, constants, slots, batch) -> Outputs:
-        """The same with fixed masks, noise and time-steps, and no condition dropped.
+        """The same with fixed masks, noise and time-steps, and nothing dropped.
 
         Also measures the decoder's loss with the condition of the batch's next row.
         """
         examples = self.examples(constants, batch, VALIDATION_SEED)
-        return self._terms(params, slots, examples, 0.0, other_condition=True)
+        return self._terms(params, slots, examples, training=False)
 
     def examples(self, constants, batch, seed: int) -> Examples:
         """Features, keys and masks of a batch; rows below `masking.shortest` get weight 0."""
@@ -151,8 +151,10 @@ class System:
         corpora = batch["corpus"][:, None] == constants["corpora"]
         return Examples(x, valid_frames(lengths, frames), keys, positions, weights, corpora)
 
-    def _terms(self, params, slots, examples: Examples, dropout: float, *, other_condition: bool):
+    def _terms(self, params, slots, examples: Examples, *, training: bool):
         model = nnx.merge(self.graph, params[GROUP])
+        dropout = self.config.decoder.condition_dropout if training else 0.0
+        drop, decoder_drop = self._drops(examples) if training else (NOTHING, NOTHING)
         valid, total = examples.valid, examples.weights.sum()
         mask = mask_of(examples.positions, examples.weights, valid.shape[1])
         h = model.encoder.embed(examples.x, valid, mask)
@@ -163,15 +165,15 @@ class System:
         }
         losses, streams, statistics = {}, None, {}
         if self.depth:
-            last, streams, _ = model.encoder(h, valid)
+            last, streams, _ = model.encoder(h, valid, drop)
             losses["encoder_loss"], statistics, encoder_ratios = self._encoder_terms(
                 model, slots[SLOT], examples, last
             )
             ratios |= encoder_ratios
         if self.decoder_weight:
             z = model.condition(h, streams)
-            losses["decoder_loss"] = self._decoder_loss(model, examples, z, dropout)
-            if other_condition:
+            losses["decoder_loss"] = self._decoder_loss(model, examples, z, dropout, decoder_drop)
+            if not training:
                 other = self._decoder_loss(model, examples, jnp.roll(z, 1, axis=0), dropout)
                 ratios["decoder_loss_other_condition"] = (other.sum(), total)
         weight_of = {"encoder_loss": 1.0, "decoder_loss": self.decoder_weight}
@@ -200,16 +202,32 @@ class System:
         }
         return loss, {"assigned": assigned}, ratios
 
-    def _decoder_loss(self, model, examples: Examples, z: jax.Array, dropout: float) -> jax.Array:
+    def _decoder_loss(
+        self, model, examples: Examples, z: jax.Array, dropout: float, drop: Drop = NOTHING
+    ) -> jax.Array:
         """Each row's sum over masked frames of weight * mean over channels of
         (v_theta(x_t, z, t) - u)^2, [B]."""
         sigma_min = self.config.decoder.sigma_min
         x0, t, z = self._decoder_draws(model, examples, z, dropout)
         x_t = flow_matching.path(x0, examples.x, t, sigma_min)
-        v = model.decoder(x_t, z, t, examples.valid)
+        v = model.decoder(x_t, z, t, examples.valid, drop=drop)
         u = flow_matching.target(x0, examples.x, sigma_min)
         return flow_matching.loss_sums(
             examples.at_masked(v), examples.at_masked(u), examples.weights
+        )
+
+    def _drops(self, examples: Examples) -> tuple[Drop, Drop]:
+        """What training leaves out of the student's layers and of the decoder's."""
+
+        def drop(use: int, dropout: float, layer: float = 0.0) -> Drop:
+            if not (dropout or layer):
+                return NOTHING
+            return Drop(draws(examples.keys, use, lambda key: key), dropout, layer)
+
+        encoder, decoder = self.config.encoder, self.config.decoder
+        return (
+            drop(ENCODER_DROP, encoder.dropout, encoder.layer_drop),
+            drop(DECODER_DROP, decoder.dropout),
         )
 
     def _decoder_draws(self, model, examples: Examples, z: jax.Array, dropout: float):
@@ -289,10 +307,11 @@ class System:
         examples = self.examples(constants, batch, self.config.seed)
         model = nnx.merge(self.graph, params[GROUP])
         mask = mask_of(examples.positions, examples.weights, examples.valid.shape[1])
+        drop, decoder_drop = self._drops(examples)
         h = model.encoder.embed(examples.x, examples.valid, mask)
         found, streams = [("features", examples.x), ("encoder/embedding", h)], None
         if self.depth:
-            _, streams, _ = model.encoder(h, examples.valid)
+            _, streams, _ = model.encoder(h, examples.valid, drop)
             found += [(f"encoder/layer {k + 1}", y) for k, y in enumerate(streams)]
             targets = model.teacher_outputs(slots[SLOT]["teacher"], examples.x, examples.valid)
             found += [(f"teacher/target {k + 1}", y) for k, y in enumerate(targets)]
@@ -302,7 +321,9 @@ class System:
                 model, examples, z, self.config.decoder.condition_dropout
             )
             x_t = flow_matching.path(x0, examples.x, t, self.config.decoder.sigma_min)
-            v, streams = model.decoder(x_t, given, t, examples.valid, with_streams=True)
+            v, streams = model.decoder(
+                x_t, given, t, examples.valid, drop=decoder_drop, with_streams=True
+            )
             half = len(streams) // 2
             found += [("condition", z)]
             found += [(f"decoder/before layer {k + 1}", y) for k, y in enumerate(streams[:half])]

@@ -26,7 +26,7 @@ from uniwav_jax import config as configs
 from uniwav_jax.errors import UserError
 from uniwav_jax.features import encodec
 
-FORMAT = 3
+FORMAT = 4
 # Beside run.json: what the run leaves out, since the user's own list may change or move.
 EXCLUDED = "excluded.txt"
 # The codec of a run on its latents, which the user's directory may not outlive.
@@ -35,6 +35,7 @@ CODEC = "codec"
 LATER_FIELDS = {
     1: {"data.exclude": "", "data.reads_in_flight": 4, "data.damaged_fraction": 0.0},
     2: {"parallel.slices": 1, "optimizer.moment_dtype": ""},
+    3: {"encoder.dropout": 0.0, "encoder.layer_drop": 0.0, "decoder.dropout": 0.0},
 }
 LOCAL_FIELDS = ("data.shards", "data.validation", "data.exclude", "features.weights")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "array_record")
