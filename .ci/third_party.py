@@ -10,6 +10,7 @@ others may state their licence otherwise, or want other packages.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -163,7 +164,7 @@ def wanted_by(known: Collection[str]) -> tuple[dict[str, set[str]], set[str]]:
                 if name not in known:
                     unsure |= {extra or "core"} if name not in TOOLS else set()
                     continue
-            for requirement in map(Requirement, importlib.metadata.requires(name) or []):
+            for requirement in requirements(name):
                 if requirement.marker and not requirement.marker.evaluate(
                     MARKERS | {"extra": asked}
                 ):
@@ -173,6 +174,12 @@ def wanted_by(known: Collection[str]) -> tuple[dict[str, set[str]], set[str]]:
     # What the core wants is there with every extra.
     found = {name: {"core"} if "core" in extras else extras for name, extras in found.items()}
     return found, unsure
+
+
+@functools.cache
+def requirements(name: str) -> list[Requirement]:
+    """What an installed package wants, under whatever markers."""
+    return [Requirement(text) for text in importlib.metadata.requires(name) or []]
 
 
 if __name__ == "__main__":
