@@ -15,11 +15,16 @@ WHERE = {
 }
 
 
+class Failed(UserError):
+    """A program that is there has failed, which may pass: a network, a quota, a busy service."""
+
+
 def run(command: Sequence[str], absent: str | None = None) -> str | None:
     """What a program prints; None if it fails and its errors say `absent`, such as "NOT_FOUND".
 
     Raises:
-      UserError: it is not installed, or fails otherwise; with the last line that it said.
+      Failed: it fails otherwise; with the last line that it said.
+      UserError: it is not installed.
     """
     result = _started(command, capture_output=True, text=True)
     if result.returncode == 0:
@@ -27,7 +32,7 @@ def run(command: Sequence[str], absent: str | None = None) -> str | None:
     if absent and absent in result.stderr:
         return None
     said = (result.stderr.strip() or result.stdout.strip() or "it said nothing").splitlines()
-    raise UserError(
+    raise Failed(
         f"`{shlex.join(command)}` failed with status {result.returncode}: {said[-1].strip()}"
     )
 

@@ -5,8 +5,11 @@ import time
 from collections.abc import Callable
 
 from data_pipelines.errors import UserError
+from launch import tools
 
 POLL_SECONDS = 60.0
+# So often in a row a program of a cloud may fail, a poll apart, before the watch gives up.
+PATIENCE = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +45,12 @@ def follow(
       0 if the job ended with 0, else 1.
 
     Raises:
-      UserError: the job was lost and may not, or can't, be started again.
+      UserError: the job was lost and may not be started again; or a program is missing, or has
+        failed `PATIENCE` times in a row.
     """
     said, restarts = None, 0
     while True:
-        state = look()
+        state = patiently(name, look)
         if state.words != said:
             print(f"{time.strftime('%H:%M:%S')} {name}: {state.words}", flush=True)
             said = state.words
@@ -61,5 +65,21 @@ def follow(
                 )
             restarts += 1
             print(f"{name}: restart {restarts} of {max_restarts}", flush=True)
-            again()
+            patiently(name, again)
+        time.sleep(POLL_SECONDS)
+
+
+def patiently(name: str, act: Callable):
+    """What `act` returns, once it does not fail any more; it must bear being repeated.
+
+    Raises:
+      UserError: as `follow`.
+    """
+    for attempt in range(1, PATIENCE + 1):
+        try:
+            return act()
+        except tools.Failed as error:
+            if attempt == PATIENCE:
+                raise
+            print(f"{time.strftime('%H:%M:%S')} {name}: {error}; once more", flush=True)
         time.sleep(POLL_SECONDS)

@@ -107,8 +107,18 @@ def commands(job: Job, folder: pathlib.Path) -> list[list[str]]:
 
 
 def submit(job: Job, folder: pathlib.Path) -> None:
-    """Runs `commands`; a JobSet of this name that has ended is deleted first."""
-    if _found(job) is not None:
+    """Runs `commands`; a JobSet of this name that has ended is deleted first.
+
+    Raises:
+      UserError: it has not ended. It may be somebody else's.
+    """
+    found = _found(job)
+    if found is not None:
+        if not found.get("status", {}).get("terminalState"):
+            raise UserError(
+                f"{job.settings['context']} has a JobSet {job.name} that has not ended; name this "
+                "job otherwise with --name, or stop that one first."
+            )
         tools.run([*_kubectl(job), "delete", "jobset", job.name])
     for command in commands(job, folder):
         tools.run(command)
@@ -147,11 +157,15 @@ def watch(job: Job, folder: pathlib.Path) -> int:
 
 
 def stop(job: Job, folder: pathlib.Path) -> None:
-    """Deletes the JobSet; its pods get SIGTERM and the grace time to save."""
+    """Deletes the JobSet, or suspends it (--keep); its pods get SIGTERM and the grace time."""
     if _found(job) is None:
         raise UserError(f"{job.name} has no JobSet (any more); there is nothing to stop.")
-    tools.run([*_kubectl(job), "delete", "jobset", job.name, "--cascade=foreground"])
-    print(f"{job.name}: stopped and deleted")
+    if job.keep:
+        patch = json.dumps({"spec": {"suspend": True}})
+        tools.run([*_kubectl(job), "patch", "jobset", job.name, "--type=merge", "--patch", patch])
+    else:
+        tools.run([*_kubectl(job), "delete", "jobset", job.name, "--cascade=foreground"])
+    print(f"{job.name}: stopped{', and kept' if job.keep else ' and deleted'}")
 
 
 def state(job: Job) -> State:
@@ -233,6 +247,9 @@ def _pod(job: Job) -> dict:
         + [{"name": "shared-memory", "mountPath": "/dev/shm"}],
     }
     volumes = [_volume(f"place-{index}", mount) for index, mount in enumerate(mounts)]
+    if topology.chip.platform == "gpu":
+        # Where GKE's device plugin puts the driver.
+        container["env"] = [{"name": "LD_LIBRARY_PATH", "value": "/usr/local/nvidia/lib64"}]
     spec = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": job.grace,

@@ -49,7 +49,7 @@ def render(job: Job) -> dict[str, str]:
     start = environment.start_script(
         job, trees="/job", home="/job/home", processes=several, mounting=True
     )
-    place = f"{job.workdir}/{environment.JOB_FOLDER}"
+    place, delete = f"{job.workdir}/{environment.JOB_FOLDER}", [*_delete(job), "--async"]
     lines = [
         "#!/usr/bin/env bash",
         f"# Startup script of every VM of {job.name}: root runs it at each boot.",
@@ -59,17 +59,28 @@ def render(job: Job) -> dict[str, str]:
         f"mkdir -p {WORK}",
         f"exec >> {WORK}/job.log 2>&1",
         f"if [ -e {WORK}/ended ]; then exit 0; fi",
+        "# However this ends: a log that can be read, and no machine that is paid for in vain.",
+        "# shellcheck disable=SC2329  # the trap calls it",
+        "finish() {",
+        "  status=$?",
+        "  set +e",
+        f'  gcloud storage cp {WORK}/job.log "{place}/logs/$(hostname).log" ||',
+        '    echo "the log could not be copied" >&2',
+        "  # Taken away, or stopped by its user: others look after the rest.",
+        f'  if [ "$told" ] || [ -e {WORK}/stopped ]; then return; fi',
+        f'  echo "$status" > {WORK}/ended',
+        f'  gcloud storage cp {WORK}/ended "{place}/ended/$(hostname)" ||',
+        '    echo "nobody will know that this host has ended" >&2',
+        *([] if job.keep else [f"  sleep {LINGER_SECONDS}", "  " + " ".join(delete)]),
+        "}",
+        "told=''",
+        "trap finish EXIT",
+        "trap 'told=1; exit 143' TERM INT",
         f"cat > {WORK}/start.sh <<'START'",
         f"{start}START",
         f"gcloud storage cp {place}/{job.tree} {WORK}/",
         *environment.host_lines(job, work=WORK),
-        f'gcloud storage cp {WORK}/job.log "{place}/logs/$(hostname).log" ||',
-        '  echo "the log could not be copied" >&2',
-        "# Taken away, or stopped by its user: others look after the rest.",
-        f'if [ "$told" ] || [ -e {WORK}/stopped ]; then exit "$status"; fi',
-        f'echo "$status" > {WORK}/ended',
-        f'gcloud storage cp {WORK}/ended "{place}/ended/$(hostname)"',
-        *([] if job.keep else [f"sleep {LINGER_SECONDS}", " ".join(_delete(job) + ["--async"])]),
+        'exit "$status"',
         "",
     ]
     return {"startup.sh": "\n".join(lines)}
@@ -96,7 +107,7 @@ def commands(job: Job, folder: pathlib.Path) -> list[list[str]]:
 
 def submit(job: Job, folder: pathlib.Path) -> None:
     """Runs `commands`; what an earlier job of this workdir said at its end is removed."""
-    if _ended(job) is not None:
+    if _ended(job):
         tools.run(["gcloud", "storage", "rm", "--recursive", _marks(job)])
     for command in commands(job, folder):
         tools.run(command)
@@ -132,8 +143,9 @@ def watch(job: Job, folder: pathlib.Path) -> int:
     """Follows the job, and creates its queued resource again when it was taken away."""
 
     def again() -> None:
-        tools.run(_delete(job))
-        tools.run(commands(job, folder)[-1])
+        # What an attempt before this one has done already is not done twice.
+        tools.run(_delete(job), absent="NOT_FOUND")
+        tools.run(commands(job, folder)[-1], absent="ALREADY_EXISTS")
 
     result = follow(job.name, lambda: state(job), again, job.max_restarts)
     # The VMs may lack the right to delete themselves.
@@ -159,12 +171,14 @@ def stop(job: Job, folder: pathlib.Path) -> None:
 
 def state(job: Job) -> State:
     """Where the job stands, by what its hosts have said at their end and by its resource."""
-    ended = _ended(job)
-    if ended is not None:
-        return State(f"ended with status {ended}", ended=ended)
-    found = _state(job)
+    ended, found = _ended(job), _state(job)
+    # The others may still be copying their logs; the first deletes them after a minute.
+    if ended and (len(ended) >= job.hosts or found is None):
+        return State(f"ended with status {max(ended)}", ended=max(ended))
     if found is None:
         return State("deleted before its end", ended=1)
+    if ended:
+        return State(f"ended on {len(ended)} of {job.hosts} hosts")
     if found == "ACTIVE" and "PREEMPTED" in _nodes(job):
         return State("PREEMPTED", lost=True)
     return State(found, lost=found in ("SUSPENDED", "FAILED"))
@@ -246,8 +260,8 @@ def _marks(job: Job) -> str:
     return f"{job.workdir}/{environment.JOB_FOLDER}/ended"
 
 
-def _ended(job: Job) -> int | None:
-    """The highest status that a host ended with; None as long as none has."""
+def _ended(job: Job) -> list[int]:
+    """The statuses of the hosts that have ended."""
     command = ["gcloud", "storage", "cat", f"{_marks(job)}/*"]
-    said = tools.run(command, absent="matched no objects")
-    return max(map(int, said.split())) if said else None
+    said = tools.run(command, absent="matched no objects") or ""
+    return [int(status) for status in said.split()]

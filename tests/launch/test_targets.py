@@ -3,6 +3,7 @@
 import pytest
 
 from launch import __main__ as cli
+from launch import watch
 from launch.job import mark_submitted
 from tests.launch import jobs
 
@@ -114,7 +115,7 @@ def test_a_preempted_vm_counts_too(submitted, programs, capfd):
     folder = submitted(jobs.TPU, "gcloud", storage_cat=[NONE])
     programs.play(
         "gcloud",
-        storage_cat=[NONE, NONE, "0\n"],
+        storage_cat=[NONE, NONE, "0\n0\n"],
         describe=["ACTIVE", "ACTIVE", GONE],
         list=["projects/lab/nodes/first PREEMPTED\n", "first READY\n"],
     )
@@ -130,6 +131,36 @@ def test_restarts_have_a_limit(submitted, programs, capfd):
     assert len(programs.calls("gcloud", "create")) == 3
 
 
+def test_a_watcher_outlives_what_passes(submitted, programs, capfd, monkeypatch):
+    """A network that is away, and a quota that is used up between the deletion and the creation."""
+    folder = submitted(jobs.TPU, "gcloud", storage_cat=[NONE])
+    busy = (1, "ERROR: quota exceeded")
+    programs.play(
+        "gcloud",
+        storage_cat=[(1, "ERROR: no network"), NONE, NONE, "0\n0\n"],
+        describe=["SUSPENDED", "ACTIVE", GONE],
+        delete=["", (1, "ERROR: NOT_FOUND")],
+        create=[busy, busy, ""],
+    )
+    said = launch(capfd, "watch", "--job", folder)
+    assert "no network; once more" in said and said.count("quota exceeded; once more") == 2
+    assert said.count("restart 1 of") == 1 and said.rstrip().endswith("ended with status 0")
+    assert len(programs.calls("gcloud", "create")) == 1 + 3
+    monkeypatch.setattr(watch, "PATIENCE", 3)
+    programs.play("gcloud", storage_cat=[(1, "ERROR: 403 forbidden")])
+    assert "403 forbidden" in launch(capfd, "watch", "--job", folder, status=2)
+
+
+def test_the_first_host_that_ends_does_not_end_the_job(submitted, programs, capfd):
+    """The others may still save and copy their logs; those that never end are deleted with it."""
+    folder = submitted(jobs.TPU, "gcloud", storage_cat=[NONE])
+    programs.play("gcloud", storage_cat=["0\n", "0\n", "0\n3\n"], describe=["ACTIVE"])
+    said = launch(capfd, "watch", "--job", folder, status=1)
+    assert "ended on 1 of 2 hosts" in said and "ended with status 3" in said
+    programs.play("gcloud", storage_cat=["0\n"], describe=[GONE])
+    assert "ended with status 0" in launch(capfd, "status", "--job", folder)
+
+
 def test_a_failed_job_fails_its_watcher_and_leaves_nothing(submitted, programs, capfd):
     """The VM may have had no right to delete itself."""
     folder = submitted(jobs.TPU, "gcloud", storage_cat=[NONE])
@@ -140,7 +171,7 @@ def test_a_failed_job_fails_its_watcher_and_leaves_nothing(submitted, programs, 
 
 def test_kept_tpu_vms_are_not_deleted(submitted, programs, capfd):
     folder = submitted([*jobs.TPU, "--keep"], "gcloud", storage_cat=[NONE])
-    programs.play("gcloud", storage_cat=[NONE, "0\n"], describe=["ACTIVE"])
+    programs.play("gcloud", storage_cat=[NONE, "0\n0\n"], describe=["ACTIVE"])
     launch(capfd, "stop", "--job", folder)
     launch(capfd, "watch", "--job", folder)
     assert not programs.calls("gcloud", "queued-resources delete")
@@ -187,7 +218,7 @@ def test_tpu_vm_status_and_logs(tmp_path, programs, capfd):
     launch(capfd, "logs", "--job", folder, "--process", 6, "--follow")
     (shown,) = programs.calls("gcloud", "ssh")
     assert "--node 1 --worker 2" in " ".join(shown) and "tail -n +1 -F" in shown[-1]
-    programs.play("gcloud", storage_cat=["0\n"])
+    programs.play("gcloud", storage_cat=["0\n"], describe=[GONE])
     launch(capfd, "logs", "--job", folder)
     assert programs.calls("gcloud")[-1][-1] == "gs://bucket/runs/first/job/logs/*"
 
@@ -255,6 +286,24 @@ def test_gke_an_ended_jobset_makes_room(submitted, programs, capfd):
     launch(capfd, "submit", "--job", folder)
     verbs = [call[4] for call in programs.calls("kubectl")]
     assert verbs[-2:] == ["delete", "create"]
+
+
+def test_gke_a_jobset_that_has_not_ended_is_left_alone(tmp_path, programs, capfd):
+    """It may be a colleague's: this folder knows nothing of it."""
+    programs.play("gcloud")
+    programs.play("kubectl", get_jobset=[JOBSET % '{"replicatedJobsStatus": [{"ready": 1}]}'])
+    said = launch(capfd, "submit", *jobs.GKE, "--output", tmp_path / "job", status=2)
+    assert "has a JobSet first that has not ended" in said and said.count("\n") == 1
+    assert not programs.calls("kubectl", "delete") and not programs.calls("kubectl", "create")
+
+
+def test_gke_keeps_what_is_to_be_kept(submitted, programs, capfd):
+    programs.play("gcloud")
+    folder = submitted([*jobs.GKE, "--keep"], "kubectl", get_jobset=[NO_JOBSET])
+    programs.play("kubectl", get_jobset=[JOBSET % "{}"])
+    assert "stopped, and kept" in launch(capfd, "stop", "--job", folder)
+    assert not programs.calls("kubectl", "delete")
+    assert programs.calls("kubectl", "patch")[-1][-1] == '{"spec": {"suspend": true}}'
 
 
 # ---- Slurm --------------------------------------------------------------------------------------

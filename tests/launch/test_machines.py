@@ -1,0 +1,225 @@
+"""The scripts of machines of one's own, TPU VMs and SkyPilot's, run by bash."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+
+import pytest
+
+from launch import environment, job
+from launch.targets import queued_resources
+from tests import runs
+from tests.launch import jobs
+from tests.launch.test_scripts import program, wait_for
+
+pytestmark = pytest.mark.usefixtures("light")
+
+# Ends with the next of the statuses; `docker stop` ends what runs.
+DOCKER = """#!/bin/bash
+echo "$*" >> "{folder}/docker"
+if [ "$1" = stop ]; then touch "{folder}/stop"; exit 0; fi
+read -r status rest < "{folder}/statuses"
+echo "$rest" > "{folder}/statuses"
+if [ "$status" = wait ]; then
+  touch "{folder}/waiting"
+  while [ ! -e "{folder}/stop" ]; do sleep 0.02; done
+  exit 75
+fi
+exit "$status"
+"""
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Starts what a machine runs; returns the process. docker ends with these statuses in turn."""
+    monkeypatch.setattr(environment, "RESTART_SECONDS", 0)
+    program(tmp_path / "bin" / "docker", DOCKER.format(folder=tmp_path))
+    program(tmp_path / "bin" / "gcloud", "#!/bin/sh\n")
+    folder = jobs.render(tmp_path / "job", jobs.changed(jobs.TPU, max_restarts=2))
+
+    def run(statuses: str) -> subprocess.Popen:
+        (tmp_path / "statuses").write_text(f"{statuses}\n")
+        lines = environment.host_lines(job.read(folder), work=str(tmp_path))
+        script = ["set -euo pipefail", *lines, 'echo "told=$told"', 'exit "$status"']
+        return subprocess.Popen(
+            ["bash", "-c", "\n".join(script)],
+            env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("statuses", "ended", "times"),
+    [("0", 0, 1), ("5 134 0", 0, 3), ("2 0", 2, 1), ("75 3 0", 3, 2), ("5 5 5 0", 5, 3)],
+)
+def test_a_machine_starts_again_what_may_go_on(machine, tmp_path, statuses, ended, times):
+    process = machine(statuses)
+    _, error = process.communicate()
+    assert process.returncode == ended, error
+    calls = (tmp_path / "docker").read_text().splitlines()
+    assert len(calls) == times
+    assert "europe-docker.pkg.dev/lab/images/uniwav:7 bash /job/start.sh" in calls[0]
+
+
+def test_a_machine_that_is_taken_away_lets_the_container_save(machine, tmp_path):
+    process = machine("wait 0")
+    wait_for(tmp_path, "waiting")
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 75 and said == "told=1\n"
+    assert (tmp_path / "docker").read_text().splitlines()[1:] == ["stop -t 120 uniwav"]
+
+
+def test_a_stopped_job_is_not_started_again(machine, tmp_path):
+    (tmp_path / "stopped").touch()
+    process = machine("75 0")
+    process.communicate()
+    assert process.returncode == 75
+
+
+# ---- places -------------------------------------------------------------------------------------
+
+
+def test_places_of_a_store_are_folders_of_a_host(tmp_path):
+    folder = jobs.render(
+        tmp_path / "job",
+        jobs.changed(
+            jobs.TPU,
+            data="gs://a/x/libri:0.7,gs://a/y:0.3",
+            validation="gs://a/y",
+            cache="gs://c/p",
+        ),
+    )
+    mounts, host = environment.localized(job.read(folder))
+    assert host.data == "/mnt/uniwav/data0/libri:0.7,/mnt/uniwav/data1/y:0.3"
+    assert host.validation == "/mnt/uniwav/data1/y"
+    assert (host.workdir, host.cache) == ("/mnt/uniwav/workdir", "/mnt/uniwav/programs")
+    assert [(m.bucket, m.inside, m.writable) for m in mounts] == [
+        ("bucket", "runs/first", True),
+        ("c", "p", True),
+        ("a", "x/libri", False),
+        ("a", "y", False),
+    ]
+    script = (folder / "startup.sh").read_text()
+    assert script.count("gcsfuse \\") == 2 and script.count("--rename-dir-limit") == 2
+
+
+def test_shards_of_a_store_are_read_far_ahead(tmp_path):
+    def read(name, arguments, script, *more):
+        text = (jobs.render(tmp_path / name, arguments, *more) / script).read_text()
+        return re.findall(r"--config.data.reads_in_flight=(\d+)", text)
+
+    assert read("far", jobs.TPU, "startup.sh") == ["32"]
+    assert read("given", jobs.TPU, "startup.sh", "--config.data.reads_in_flight=8") == ["8"]
+    assert read("near", jobs.SLURM, "start.sh") == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "found"),
+    [
+        ("gs://a/b", [("gs://a/b", "")]),
+        ("gs://a/b/", [("gs://a/b", "")]),
+        ("/d/a:0.7, /d/b:.3", [("/d/a", ":0.7"), ("/d/b", ":.3")]),
+        ("gs://a/b:1e-3,/d:1", [("gs://a/b", ":1e-3"), ("/d", ":1")]),
+        ("", []),
+    ],
+)
+def test_corpora_of_a_data_argument(spec, found):
+    assert environment.corpora(spec) == found
+
+
+def test_one_host_is_one_process_and_several_are_told_so(tmp_path):
+    one = jobs.render(tmp_path / "one", jobs.changed(jobs.TPU, topology="v5e:2x2"))
+    assert "--processes" not in (one / "startup.sh").read_text()
+    several = jobs.render(tmp_path / "several", jobs.changed(jobs.TPU, topology="v5e:4x4"))
+    assert "--expect-devices 16" in (several / "startup.sh").read_text()
+    assert "--processes auto" in (several / "startup.sh").read_text()
+    gpus = jobs.render(tmp_path / "gpus", jobs.changed(jobs.GKE, topology="h100:2x8"))
+    assert (
+        '--processes 2 --process "$JOB_COMPLETION_INDEX" --coordinator first-host-0-0.first:8476'
+        in (gpus / "jobset.yaml").read_text()
+    )
+    sky = jobs.render(tmp_path / "sky", jobs.SKY)
+    assert '--process "$SKYPILOT_NODE_RANK"' in (sky / "start.sh").read_text()
+
+
+def test_the_image_is_made_for_each_accelerator(tmp_path):
+    """The Dockerfile's own line, with a stand-in for pip."""
+    text = (runs.ROOT / "launch" / "Dockerfile").read_text()
+    line = text[text.index('RUN case "$ACCELERATOR"') + 4 :].split("\n\n")[0]
+    program(tmp_path / "pip", '#!/bin/sh\necho "$@"\n')
+    for accelerator, package in (("cpu", "jax"), ("tpu", "jax[tpu]"), ("cuda", "jax[cuda13]")):
+        found = subprocess.run(
+            ["sh", "-c", line],
+            env={"PATH": f"{tmp_path}:/bin", "ACCELERATOR": accelerator},
+            capture_output=True,
+            text=True,
+        )
+        words = found.stdout.split()
+        assert words[-1] == package and "constraints.txt" in words and "requirements.txt" in words
+    refused = subprocess.run(
+        ["sh", "-c", line], env={"PATH": f"{tmp_path}:/bin", "ACCELERATOR": "npu"}
+    )
+    assert refused.returncode
+
+
+# Records its calls; a copy of the packed tree fails if there is a file `unreachable`.
+GCLOUD = """#!/bin/bash
+echo "$*" >> "{folder}/gcloud"
+case "$*" in *tree-*) if [ -e "{folder}/unreachable" ]; then exit 1; fi ;; esac
+"""
+
+
+@pytest.fixture
+def virtual_machine(tmp_path, monkeypatch):
+    """Starts a TPU VM's whole startup script, in a folder instead of /var/lib."""
+    monkeypatch.setattr(environment, "RESTART_SECONDS", 0)
+    monkeypatch.setattr(queued_resources, "LINGER_SECONDS", 0)
+    monkeypatch.setattr(queued_resources, "WORK", str(tmp_path / "work"))
+    program(tmp_path / "bin" / "docker", DOCKER.format(folder=tmp_path))
+    program(tmp_path / "bin" / "gcloud", GCLOUD.format(folder=tmp_path))
+    folder = jobs.render(tmp_path / "job", jobs.TPU)
+
+    def run(statuses: str) -> subprocess.Popen:
+        (tmp_path / "statuses").write_text(f"{statuses}\n")
+        return subprocess.Popen(
+            ["bash", folder / "startup.sh"],
+            env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+        )
+
+    return run
+
+
+def called(folder: pathlib.Path) -> list[str]:
+    """What gcloud was told to do, by verb: cp of the log and of the mark, and the deletion."""
+    calls = (folder / "gcloud").read_text().splitlines()
+    names = {"/logs/": "log", "/ended/": "mark", " delete ": "delete"}
+    return [name for call in calls for part, name in names.items() if part in call]
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_virtual_machine_ends_with_its_job(virtual_machine, tmp_path, status):
+    assert virtual_machine(f"{status}").wait(timeout=20) == status
+    assert called(tmp_path) == ["log", "mark", "delete"]
+    assert (tmp_path / "work" / "ended").read_text() == f"{status}\n"
+
+
+def test_a_virtual_machine_that_can_not_begin_is_deleted_too(virtual_machine, tmp_path):
+    """What it copies first is not there: it must not stay, idle and paid for."""
+    (tmp_path / "unreachable").touch()
+    assert virtual_machine("0").wait(timeout=20) == 1
+    assert called(tmp_path) == ["log", "mark", "delete"] and not (tmp_path / "docker").exists()
+
+
+def test_a_virtual_machine_that_is_taken_away_is_left_to_the_watcher(virtual_machine, tmp_path):
+    process = virtual_machine("wait 0")
+    wait_for(tmp_path, "waiting")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 75
+    assert called(tmp_path) == ["log"] and not (tmp_path / "work" / "ended").exists()
