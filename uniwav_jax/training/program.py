@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
+from uniwav_jax import config as configs
 from uniwav_jax import recipes
 from uniwav_jax.parallel import mesh as meshes
 from uniwav_jax.parallel.axes import check_batch
@@ -73,7 +74,14 @@ def build(config, devices=None) -> Program:
 
 
 def state_maker(config) -> Callable[[], TrainState]:
-    """() -> the state before step 0."""
+    """() -> the state before step 0; the same function for the same config, so that its shapes and
+    the program that makes it are traced once."""
+    return _state_maker(configs.to_json(config))
+
+
+@functools.lru_cache(maxsize=4)
+def _state_maker(config: str) -> Callable[[], TrainState]:
+    config = configs.from_json(config)
     transform = optimizer.build(config.optimizer)
     return functools.partial(initial_state, recipes.build(config), transform, config.seed)
 

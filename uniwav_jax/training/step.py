@@ -53,14 +53,15 @@ def accumulate(update: Update, state: TrainState, constants, batch) -> tuple[dic
         )
         return outputs.loss, outputs
 
-    def one(micro_batch):
-        return jax.grad(loss, has_aux=True)(state.params[update.group], micro_batch)
+    own = state.params[update.group]
 
     def add(total, micro_batch):
-        return jax.tree.map(jnp.add, total, one(micro_batch)), None
+        one = jax.grad(loss, has_aux=True)(own, micro_batch)
+        return jax.tree.map(jnp.add, total, one), None
 
-    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], batch))
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    # The loss alone says what is added up: a gradient has the shape of its parameter.
+    _, outputs = jax.eval_shape(loss, own, jax.tree.map(lambda x: x[0], batch))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (own, outputs))
     (gradient, outputs), _ = jax.lax.scan(add, zeros, batch)
     return jax.tree.map(lambda g: g / outputs.weight.astype(g.dtype), gradient), outputs
 
