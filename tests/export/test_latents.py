@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests import runs
 from tests.export.models import random_model
 from uniwav_jax.__main__ import main
 from uniwav_jax.export import card, parity
@@ -16,9 +17,8 @@ pytestmark = pytest.mark.slow
 
 def test_the_command_and_back(latent_run, tmp_path, capsys):
     out, back = tmp_path / "export", tmp_path / "run"
-    assert main(["export", "--workdir", str(latent_run), "--output", str(out)]) == 0
-    printed = capsys.readouterr().out
-    assert "latents" in printed and "MISSED" not in printed
+    result = runs.run("uniwav_jax", "export", "--workdir", latent_run, "--output", out)
+    assert "latents" in result.stdout and "MISSED" not in result.stdout
     assert "licence unknown" in (out / "README.md").read_text()
     torch, model, extractor = parity.load(out)
     wave = np.random.default_rng(1).normal(size=12_345).astype(np.float32)

@@ -115,6 +115,17 @@ def test_the_geometry_is_the_codecs_and_the_directory_is_free(made, tmp_path):
     assert computed == {"features.latents": ("stored", "computed")}
 
 
+def test_statistics_are_of_use_to_the_same_features_alone(made, tmp_path):
+    """`--init-from` measures them anew where the source has others, be they as many channels."""
+    _, directory, _ = made
+    config, mel = load(directory), configs.load_config("configs/tiny.py", ["features.channels=16"])
+    assert features.same(config, load(directory, latents="computed"))
+    assert not features.same(config, mel) and not features.same(mel, config)
+    odd = codecs.ODD | {"upsampling_ratios": [5, 2]}
+    codecs.saved(tmp_path, "float32", **odd, sampling_rate=RATE, seed=2)
+    assert not features.same(config, load(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
