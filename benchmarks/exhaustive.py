@@ -4,8 +4,10 @@
                                     [--config.FIELD=VALUE ...]
 
 Prints each mesh with what the compiled program is predicted to take beside the estimate by which
-the search ranks, and the same for every remat policy on the mesh that the search chose. Exit status
-1: the search chose another mesh than the fastest, or `full` is not slower than `none`.
+the search ranks, and the same for every remat policy on the mesh that the search chose. Every mesh
+is every data x fsdp x tensor of the devices among which the batch can be shared, also those that
+the search leaves out. Exit status 1: the search chose another mesh than the fastest, or `full` is
+not slower than `none`.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import tempfile
 
 from uniwav_jax import config as configs
 from uniwav_jax.compile import chips, report, search
+from uniwav_jax.errors import UserError
 from uniwav_jax.models.transformer import REMAT
 
 
@@ -54,32 +57,51 @@ def main() -> int:
         def compiled(chosen: dict) -> dict:
             return reported(*(f"--config.parallel.{name}={x}" for name, x in chosen.items()))
 
-        meshes = search.meshes(config, topology)
+        every = every_mesh(config, topology)
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
             searched = pool.submit(reported, "--search")
-            found = list(pool.map(compiled, [{"remat": config.parallel.remat} | m for m in meshes]))
+            found = list(pool.map(compiled, [{"remat": config.parallel.remat} | m for m in every]))
             chosen = searched.result()["search"]["fields"]
             by_policy = dict(
                 zip(REMAT, pool.map(compiled, [chosen | {"remat": r} for r in REMAT]), strict=True)
             )
 
     print("| mesh | estimated, s | compiled, s | memory | sent, MB |\n|---|---|---|---|---|")
-    for fields, row in zip(meshes, found, strict=True):
+    looked_at = search.meshes(config, topology)
+    for fields, row in zip(every, found, strict=True):
         known = report.estimate(search.changed(config, **fields), topology, prices)
-        print(_row(search.shown(fields), known["predicted_step_seconds"], row))
+        name = search.shown(fields) + ("" if fields in looked_at else " (left out by the search)")
+        print(_row(name, known["predicted_step_seconds"], row))
     print("\n| remat | executed FLOPs | compiled, s | memory | sent, MB |\n|---|---|---|---|---|")
     for policy, row in by_policy.items():
         print(_row(policy, row["executed_flops"], row))
 
     fitting = [row for row in found if row["fits"]]
     fastest = min(row["predicted_step_seconds"] for row in fitting)
-    own = found[meshes.index({name: chosen[name] for name in meshes[0]})]
+    own = found[every.index({name: chosen[name] for name in every[0]})]
     print(
         f"\nthe search chose {search.shown(chosen)}: {own['predicted_step_seconds']:.4g} s; "
         f"the fastest of {len(found)} meshes takes {fastest:.4g} s"
     )
     seconds = {policy: row["predicted_step_seconds"] for policy, row in by_policy.items()}
     return int(own["predicted_step_seconds"] > fastest or seconds["full"] <= seconds["none"])
+
+
+def every_mesh(config, topology: chips.Topology) -> list[dict[str, int]]:
+    """All data x fsdp x tensor of a slice's devices among which the batch can be shared."""
+    devices = topology.devices // topology.slices
+    sides = [size for size in range(1, devices + 1) if devices % size == 0]
+    found = []
+    for data, fsdp, tensor in itertools.product(sides, repeat=3):
+        if data * fsdp * tensor != devices:
+            continue
+        fields = {"slices": topology.slices, "data": data, "fsdp": fsdp, "tensor": tensor}
+        try:
+            report.designed(search.changed(config, **fields), topology)
+        except UserError:
+            continue  # more devices than rows of a micro-batch
+        found.append(fields)
+    return found
 
 
 def _row(name: str, figure: float, found: dict) -> str:

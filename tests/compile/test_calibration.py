@@ -1,7 +1,9 @@
 """The band that every prediction carries is the error on published figures."""
 
-from benchmarks.calibration import ROWS, largest_error, predicted
-from uniwav_jax.compile import predict
+import pytest
+
+from benchmarks.calibration import ROWS, TABLES, error, largest_error, model, predicted
+from uniwav_jax.compile import chips, predict
 
 
 def test_the_band_is_the_largest_error():
@@ -9,6 +11,26 @@ def test_the_band_is_the_largest_error():
 
 
 def test_every_published_figure_lies_within_the_band_and_above_the_slow_end():
-    for row in ROWS:
-        slow, overlapped = predicted(row)
-        assert slow < overlapped and slow <= row.mfu <= slow * (1 + predict.BAND + 0.005), row
+    for table, slices in ROWS:
+        slow, overlapped = predicted(table, slices)
+        assert slow < overlapped and slow <= table.mfu[slices] <= slow * (1 + predict.BAND + 0.005)
+        assert error(table, slices) >= 0, (table, slices)
+
+
+def test_both_tables_stand_there_whole():
+    # Four models on 1, 2, ... 32 slices of v5e; eight runs on one and two slices of v5p.
+    of = {chip: [row for row in ROWS if row[0].topology.startswith(chip)] for chip in chips.CHIPS}
+    assert {chip: len(rows) for chip, rows in of.items() if rows} == {"v5e": 24, "v5p": 16}
+
+
+@pytest.mark.parametrize("scale", sorted({table.scale for table in TABLES}))
+def test_the_models_have_the_parameters_that_they_are_named_by(scale):
+    assert model(scale).weights == pytest.approx(scale * 1e9, rel=0.02)
+    # Our layer of the same weights has a feed-forward of four times the heads' width.
+    assert model(scale).hidden == 4 * model(scale).inner
+
+
+def test_more_slices_take_longer_by_the_formula_too():
+    for table in TABLES:
+        found = [predicted(table, slices)[0] for slices in sorted(table.mfu)]
+        assert found == sorted(found, reverse=True), table

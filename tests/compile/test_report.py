@@ -1,14 +1,16 @@
 """What a report says of memory and exchanges, against the arrays themselves (8 CPU devices)."""
 
+import dataclasses
 import functools
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from data_pipelines.loader import batches
 from tests import runs
-from uniwav_jax.compile import aot, chips, report, search
+from uniwav_jax.compile import aot, chips, predict, report, search
 from uniwav_jax.config import load_config
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel.mesh import make_mesh
@@ -66,6 +68,56 @@ def test_gpus_are_estimated_and_it_is_said(topology, held):
     hours = known["steps"] * known["predicted_step_seconds"] / 3600
     assert known["chip_hours"] == pytest.approx(hours * chips.parse(topology).chips)
     assert known["cost"] == pytest.approx(known["chip_hours"] * known["price_per_chip_hour"])
+
+
+class Device:
+    """As much of a JAX device as tells what it is."""
+
+    def __init__(self, kind, process_index=0, coords=(0, 0, 0), slice_index=0):
+        self.device_kind, self.process_index = kind, process_index
+        self.coords, self.slice_index = coords, slice_index
+
+
+def slice_of(kind, *sides, slice_index=0):
+    """All devices of a slice, one a chip."""
+    return [Device(kind, 0, place, slice_index) for place in np.ndindex(*sides)]
+
+
+@pytest.mark.parametrize(
+    "devices,name,slices",
+    [
+        ([Device("NVIDIA H100 80GB HBM3")], "h100:1x1", 1),
+        ([Device("NVIDIA A100-SXM4-80GB", host) for host in (0, 0, 1, 1)], "a100:2x2", 1),
+        (slice_of("TPU v5 lite", 2, 4, 1), "v5e:2x4", 1),
+        (slice_of("TPU v5 lite", 2, 2, 1) + slice_of("TPU v5 lite", 2, 2, 1, slice_index=1),
+         "v5e:2x2", 2),
+        (slice_of("TPU v4", 2, 2, 2), "v4:2x2x2", 1),
+        (2 * slice_of("TPU7x", 2, 2, 1), "tpu7x:2x2x1", 1),
+    ],
+)
+def test_devices_of_this_machine_are_found_in_the_table(devices, name, slices):
+    found = chips.local(devices)
+    assert (found.name, found.slices, found.here) == (name, slices, True)
+    assert found.devices == len(devices)
+
+
+def test_devices_of_no_known_kind_or_a_part_of_a_slice_are_not():
+    assert chips.local([Device("cpu")]) is None
+    assert chips.local([Device("NVIDIA A100-SXM4-40GB")]) is None
+    assert chips.local(slice_of("TPU v5 lite", 2, 4, 1)[1:]) is None
+
+
+def test_a_known_machine_gets_a_prediction():
+    """The program of eight CPU devices, taken for a machine of eight H100."""
+    config, step = compiled()
+    topology = dataclasses.replace(chips.parse("h100:1x8"), here=True)
+    found = report.report(config, topology, step, report.read_prices())
+    assert found["fits"] and found["hbm_bytes"] == topology.chip.usable_bytes
+    assert not found["analytic"] and found["argument_bytes"] > found["state_bytes"]
+    assert found["topology"] == "h100:1x8" and found["predicted_by_bound"]["interconnect"] > 0
+    assert 0 < found["predicted_step_seconds_overlapped"] < found["predicted_step_seconds"]
+    assert f"± {predict.BAND:.0%}" in report.text(found)
+    assert aot.topology_devices(topology) == jax.devices()
 
 
 def test_every_mesh_of_a_slice_is_looked_at():

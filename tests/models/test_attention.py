@@ -179,6 +179,14 @@ def test_cudnn_is_refused_where_it_cannot_compute():
         choose("cudnn", None, np.float32)
 
 
+@pytest.mark.parametrize("backend,platform", [("splash", "gpu"), ("cudnn", "tpu")])
+def test_the_kernel_of_another_platform_is_refused(backend, platform):
+    with pytest.raises(UserError, match=f"'{backend}' does not run on a {platform.upper()}"):
+        choose(backend, Devices(platform), jnp.bfloat16)
+    # On CPUs splash is interpreted.
+    assert choose("splash", Devices("cpu"), jnp.bfloat16) == "splash"
+
+
 @pytest.mark.parametrize(
     "mask", [np.ones((3, 1, 9, 9), bool), np.ones((3, 9), np.float32), np.ones((3, 8), bool)]
 )

@@ -29,18 +29,27 @@ SLOW = ("data=8", "fsdp=8")
 
 @functools.cache
 def case():
-    """(state, constants, step, batch, new state and metrics of one device after two steps)."""
-    config = small.config_of("conv", {"encoder.positions": "conv+rope", "encoder.depth": 2})
-    recipe = uniwav.build(config)
-    optimizer = optimizers.build(config.optimizer)
-    state, constants = small.state_of(config, recipe), small.constants_of(config)
-    step = make_step(recipe, optimizer, optimizers.schedule(config.optimizer, 10))
+    """(state, constants, batch, new state and metrics of one device after two steps)."""
+    recipe, step = recipe_and_step(None)
+    state, constants = small.state_of(small_config(), recipe), small.constants_of(small_config())
     batch = small.batch_of()
     expected = state
     compiled = small.jit(step)
     for _ in range(2):
         expected, metrics = compiled(expected, constants, small.split_batch(batch, 1))
-    return state, constants, step, batch, expected, metrics
+    return state, constants, batch, expected, metrics
+
+
+def small_config():
+    return small.config_of("conv", {"encoder.positions": "conv+rope", "encoder.depth": 2})
+
+
+def recipe_and_step(mesh):
+    """As `program.build` makes them: for a mesh the layers keep rows split over it."""
+    config = small_config()
+    recipe = uniwav.build(config, mesh)
+    rate = optimizers.schedule(config.optimizer, 10)
+    return recipe, make_step(recipe, optimizers.build(config.optimizer), rate)
 
 
 def placed_state(mesh):
@@ -53,8 +62,9 @@ def placed_state(mesh):
     [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MESHES],
 )
 def test_steps_equal_one_device(name):
-    _, constants, step, batch, expected, expected_metrics = case()
+    _, constants, batch, expected, expected_metrics = case()
     mesh = meshes.make_mesh(MESHES[name])
+    _, step = recipe_and_step(mesh)
     state = placed_state(mesh)
     constants = jax.device_put(constants, meshes.replicated(mesh))
     placed = meshes.put_batch(batch, 8, 1, mesh)

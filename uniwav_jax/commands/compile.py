@@ -3,8 +3,8 @@
     python -m uniwav_jax compile --config configs/large.py --topology v5e:16x16 --json report.json
 
 TPU topologies are compiled with libtpu (pip install -e '.[tpu]'), without a TPU. GPU topologies are
-estimated only, and say so. --topology local compiles for the devices of this machine. Any field of
-the config can be set: --config.training.batch_size=1024
+estimated only, and say so. --topology local compiles for the devices of this machine, and predicts
+what is known of them. Any field of the config can be set: --config.training.batch_size=1024
 
 Exit status: 0 the step fits; 1 it does not (the largest batch that does is named); 2 a mistake in
 what was asked for.
@@ -49,13 +49,15 @@ def run(options) -> int:
     if local and options.slices != 1:
         raise UserError("--slices is for TPU topologies; on this machine set parallel.slices.")
     topology = None if local else chips.parse(options.topology, options.slices)
-    if not local:
+    if local:
+        topology = chips.local(jax.devices())
+    else:
         # Where libtpu is installed JAX would look for a TPU of this machine first.
         jax.config.update("jax_platforms", "cpu")
         # Programs for devices that are not there can't be read back.
         jax.config.update("jax_enable_compilation_cache", False)
     config = configs.load_config(options.config, options.fields)
-    if topology is not None and topology.slices > 1:
+    if topology is not None and topology.slices > 1 and not local:
         with config.unlocked():
             config.parallel.slices = topology.slices
     configs.check(config)

@@ -54,11 +54,13 @@ class Compiled:
 
 
 def topology_devices(topology: Topology) -> list:
-    """Devices of a TPU topology, which need not be there.
+    """Devices of a topology: of this machine if it is that, else of a TPU that need not be there.
 
     Raises:
       UserError: libtpu is not installed, or does not know the topology.
     """
+    if topology.here:
+        return jax.devices()
     from jax.experimental import topologies
 
     # libtpu asks for the machine that it is on, which is no TPU, and tells of that; and it lets one

@@ -8,6 +8,7 @@ what libtpu 0.0.42 names when a program does not fit. The links of v4 and tpu7x 
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 
 from uniwav_jax.errors import UserError
 
@@ -58,6 +59,19 @@ CHIPS = {
         Chip("h200", "gpu", 989e12, 0.9 * 141e9, 4_800e9, 450e9, 50e9, 8, 1),
     )
 }
+# What JAX calls their devices (`device_kind`), and what they are. Kinds of other memory or power
+# (A100 of 40 GB, H100 on PCIe) are left out.
+KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU7x": "tpu7x",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+}
 # Slices of two dimensions that Google rents out; those of three want every side to be 2, 4 or a
 # multiple of 4 (or 1 for the last, on a single host).
 FLAT_SLICES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
@@ -71,11 +85,13 @@ class Topology:
       chip: of all of them.
       shape: of one slice; for GPUs (hosts, GPUs a host).
       slices: joined by the data-centre network.
+      here: its devices are those of this machine and its fellows.
     """
 
     chip: Chip
     shape: tuple[int, ...]
     slices: int = 1
+    here: bool = False
 
     @property
     def name(self) -> str:
@@ -140,6 +156,23 @@ def parse(text: str, slices: int = 1) -> Topology:
             "sides that are multiples of 4, the smallest first."
         )
     return Topology(chip, shape, slices)
+
+
+def local(devices: Sequence) -> Topology | None:
+    """What devices of JAX are together; None if they stand in no table, or are part of a slice."""
+    first = devices[0]
+    if first.device_kind not in KINDS:
+        return None
+    chip = CHIPS[KINDS[first.device_kind]]
+    if chip.platform == "gpu":
+        hosts = len({device.process_index for device in devices})
+        shape, slices = (hosts, len(devices) // hosts), 1
+    else:
+        shape = tuple(1 + max(sides) for sides in zip(*(d.coords for d in devices), strict=True))
+        shape = shape[: chip.axes]
+        slices = len({getattr(device, "slice_index", None) or 0 for device in devices})
+    found = Topology(chip, shape, slices, here=True)
+    return found if found.devices == len(devices) else None
 
 
 def _is_cuboid(shape: tuple[int, ...]) -> bool:

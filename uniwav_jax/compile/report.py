@@ -50,10 +50,10 @@ def report(config, topology: Topology | None, compiled: aot.Compiled, prices: di
     """
     prepared, memory = compiled.program, compiled.memory
     state, constants, batch = compiled.arguments
-    size = traffic.sizes(config, prepared.mesh.shape, state)
+    platform = prepared.mesh.devices.flat[0].platform
+    size = traffic.sizes(config, prepared.mesh.shape, state, platform)
     by_part = flops.model_flops(config)
-    moved = traffic.memory_traffic(config, size)
-    terms = traffic.exchanges(config, prepared.mesh.shape, size)
+    moved = traffic.memory_traffic(size)
     result = {
         "topology": topology.name if topology else "local",
         "slices": topology.slices if topology else 1,
@@ -68,7 +68,7 @@ def report(config, topology: Topology | None, compiled: aot.Compiled, prices: di
         "state_bytes": aot.shard_bytes(state),
         "input_bytes": aot.shard_bytes((constants, batch)),
         "collectives": summary(compiled.collectives),
-        "designed_exchanges": _sent(terms),
+        "designed_exchanges": _sent(traffic.exchanges(size)),
         "flops": sum(by_part.values()),
         "flops_by_part": by_part,
         "executed_flops": flops.executed_flops(prepared.step, *compiled.arguments),
@@ -96,21 +96,18 @@ def estimate(config, topology: Topology, prices: dict, executed: int | None = No
       executed: `traced_flops` of the config, where it is known; the mesh does not change it.
 
     Raises:
-      UserError: as `program.build` does.
+      UserError: as `designed` does.
     """
-    shape = dict(zip(AXES, mesh_shape(config.parallel, topology.devices), strict=True))
-    check_batch(config.training.batch_size, config.training.accumulation, shape)
-    state = jax.eval_shape(state_maker(config))
-    size = traffic.sizes(config, shape, state)
-    terms = traffic.exchanges(config, shape, size)
-    held = traffic.resident(config, size)
+    size = designed(config, topology)
+    terms = traffic.exchanges(size)
+    held = traffic.resident(size)
     by_part = flops.model_flops(config)
-    moved = traffic.memory_traffic(config, size)
+    moved = traffic.memory_traffic(size)
     known = {
         "topology": topology.name,
         "slices": topology.slices,
         "devices": topology.devices,
-        "mesh": shape,
+        "mesh": size.mesh,
         "remat": config.parallel.remat,
         "batch_size": config.training.batch_size,
         "accumulation": config.training.accumulation,
@@ -134,6 +131,18 @@ def estimate(config, topology: Topology, prices: dict, executed: int | None = No
     lie = predict.layout(topology, mesh.devices.flat if tpu else None)
     wire, network = predict.wire_seconds(topology, terms.values(), lie)
     return known | _predicted(config, topology, known, wire, network, prices)
+
+
+def designed(config, topology: Topology) -> traffic.Sizes:
+    """What a step is made of on a topology.
+
+    Raises:
+      UserError: a mesh that does not fit the devices, or a batch that does not fit the mesh.
+    """
+    shape = dict(zip(AXES, mesh_shape(config.parallel, topology.devices), strict=True))
+    check_batch(config.training.batch_size, config.training.accumulation, shape)
+    state = jax.eval_shape(state_maker(config))
+    return traffic.sizes(config, shape, state, topology.chip.platform)
 
 
 def traced_flops(config) -> int:
@@ -207,7 +216,7 @@ def text(found: dict) -> str:
             lines.append(f"  {name:10} {found[f'{name}_bytes'] / GIB:9.3f} GiB")
     if found["hbm_bytes"]:
         lines.append(
-            f"  of {found['hbm_bytes'] / GIB:.2f} GiB: {found['hbm_share']:.0%}, "
+            f"  of {found['hbm_bytes'] / GIB:.2f} GiB: {found['hbm_share']:.1%}, "
             + ("fits" if found["fits"] else "DOES NOT FIT")
         )
     lines += ["", "exchanges a step              count   result MB     sent MB"]

@@ -1,5 +1,7 @@
 """What fits best: mesh, remat policy and batch, ranked by estimate and settled by compiling."""
 
+import math
+
 import jax
 
 from uniwav_jax.compile import aot, report, traffic
@@ -7,10 +9,10 @@ from uniwav_jax.compile.chips import GIB, Topology
 from uniwav_jax.errors import UserError
 from uniwav_jax.models.transformer import REMAT
 
-# So many candidates are compiled at most.
+# So many candidates are compiled at most, from the first that fits on.
 ATTEMPTS = 8
-# By how much an estimate may be above the fastest one for its mesh to be compiled as well:
-# estimates are up to 20 % above what is compiled (docs/PERFORMANCE.md).
+# By how much an estimate may be above that of the first that fits to be compiled as well: estimates
+# and compiled programs do not rank all meshes alike (benchmarks/exhaustive.py prints both).
 SLACK = 1.3
 # Wider than this, tensor parallelism would leave the chips of one host.
 WIDEST_TENSOR = 8
@@ -21,7 +23,7 @@ def report_of(config, topology: Topology | None, prices: dict) -> dict:
 
     Of a program that the compiler refuses for its size it is the estimate with what it needs.
     """
-    if topology is not None and topology.chip.platform == "gpu":
+    if topology is not None and only_estimated(topology):
         return report.estimate(config, topology, prices)
     devices = jax.devices() if topology is None else aot.topology_devices(topology)
     try:
@@ -36,6 +38,11 @@ def report_of(config, topology: Topology | None, prices: dict) -> dict:
             "hbm_share": needed / found["hbm_bytes"],
             "fits": False,
         }
+
+
+def only_estimated(topology: Topology) -> bool:
+    """Whether no program can be compiled for it: GPUs that are not there."""
+    return topology.chip.platform == "gpu" and not topology.here
 
 
 def meshes(config, topology: Topology) -> list[dict[str, int]]:
@@ -59,8 +66,13 @@ def meshes(config, topology: Topology) -> list[dict[str, int]]:
     return found
 
 
-def candidates(config, topology: Topology, prices: dict) -> list[tuple[float, dict, str]]:
-    """(predicted seconds, mesh fields, remat policy) of all that may fit, the fastest first."""
+def candidates(config, topology: Topology, prices: dict) -> list[dict]:
+    """Estimates of all that may fit, the fastest first.
+
+    Returns:
+      {"seconds", "mesh": fields, "remat": policy, "used_bytes"}; what does not even hold state and
+      saved activations is left out.
+    """
     found = []
     for remat in REMAT:
         executed = report.traced_flops(changed(config, remat=remat))
@@ -70,19 +82,29 @@ def candidates(config, topology: Topology, prices: dict) -> list[tuple[float, di
             held = known["resident"]
             state = held["parameters and optimiser"] + held["teacher"] + held["saved activations"]
             if state < known["hbm_bytes"]:
-                found.append((known["predicted_step_seconds"], fields, remat))
-    return sorted(found, key=lambda one: (one[0], one[1]["tensor"], one[1]["fsdp"]))
+                found.append(
+                    {
+                        "seconds": known["predicted_step_seconds"],
+                        "mesh": fields,
+                        "remat": remat,
+                        "used_bytes": known["used_bytes"],
+                    }
+                )
+    return sorted(
+        found, key=lambda one: (one["seconds"], one["mesh"]["tensor"], one["mesh"]["fsdp"])
+    )
 
 
 def search(config, topology: Topology | None, prices: dict, say) -> dict:
     """The fastest mesh that fits at the config's batch, and then the largest batch.
 
-    Of each mesh that is estimated to be about as fast as the fastest, the fastest policy that fits
-    is compiled; the compiled programs decide.
+    Candidates are compiled in the order of their estimates, until one fits; what needs no less
+    memory by the estimate than one of the same policy that was refused is not tried. Then those of
+    other meshes that are estimated to be about as fast: the compiled programs decide.
 
     Returns:
-      The report of the fastest, with `search`: the fields to set, the estimates of all candidates
-      and `largest_batch_size`.
+      The report of the fastest, with `search`: the fields to set, what was compiled, the estimates
+      of all candidates and `largest_batch_size`.
 
     Raises:
       UserError: nothing fits, or the topology is none that can be compiled for.
@@ -90,33 +112,43 @@ def search(config, topology: Topology | None, prices: dict, say) -> dict:
     if topology is None or topology.chip.platform != "tpu":
         raise UserError("--search compiles for TPU topologies; name one with --topology.")
     ranked = candidates(config, topology, prices)
-    tried, fitting = [], []
-    for seconds, fields, remat in ranked:
-        if len(tried) == ATTEMPTS or fitting and seconds > SLACK * ranked[0][0]:
+    tried, fitting, refused, left = [], [], {}, ATTEMPTS
+    for one in ranked:
+        if fitting and (left == 0 or one["seconds"] > SLACK * fitting[0]["seconds"]):
             break
-        if any(fields == chosen for _, _, chosen, _ in fitting):
+        if any(one["mesh"] == other["mesh"] for other in fitting):
             continue  # with a policy that is estimated to be faster
-        found = report_of(changed(config, remat=remat, **fields), topology, prices)
-        compiled = found["predicted_step_seconds"]
-        outcome = f"compiled {compiled:.4g} s" if found["fits"] else "does not fit"
-        say(f"{shown(fields)} remat {remat}: estimated {seconds:.4g} s; {outcome}")
-        tried.append({"mesh": fields, "remat": remat, "fits": found["fits"], "seconds": compiled})
+        if one["used_bytes"] >= refused.get(one["remat"], math.inf):
+            continue
+        fields = {"remat": one["remat"], **one["mesh"]}
+        found = report_of(changed(config, **fields), topology, prices)
+        seconds = found["predicted_step_seconds"]
+        outcome = f"compiled {seconds:.4g} s" if found["fits"] else "does not fit"
+        say(
+            f"{shown(one['mesh'])} remat {one['remat']}: estimated {one['seconds']:.4g} s; "
+            f"{outcome}"
+        )
+        measured = {"seconds": seconds, "used_bytes": found["used_bytes"]}
+        tried.append(one | measured | {"fits": found["fits"]})
         if found["fits"]:
-            fitting.append((compiled, len(fitting), fields, found))
+            fitting.append(one | {"compiled": seconds, "fields": fields, "report": found})
+        else:
+            refused[one["remat"]] = one["used_bytes"]
+        left -= bool(fitting)
     if not fitting:
         raise UserError(
-            f"nothing fits: of {len(ranked)} meshes and remat policies the {len(tried)} fastest "
-            f"were compiled for {topology.name}; take more chips, or a smaller "
-            "--config.training.batch_size."
+            f"nothing fits: of {len(ranked)} meshes and remat policies {len(tried)} were compiled "
+            f"for {topology.name}, and the others are estimated to need no less; take more chips, "
+            "or a smaller --config.training.batch_size."
         )
-    _, _, fields, found = min(fitting)
-    chosen = {"remat": found["remat"], **fields}
-    return found | {
+    best = min(fitting, key=lambda one: one["compiled"])
+    largest = largest_batch(changed(config, **best["fields"]), topology, best["report"], say)
+    return best["report"] | {
         "search": {
-            "fields": chosen,
-            "largest_batch_size": largest_batch(changed(config, **chosen), topology, found, say),
+            "fields": best["fields"],
+            "largest_batch_size": largest,
             "compiled": tried,
-            "candidates": [{"seconds": s, "mesh": f, "remat": r} for s, f, r in ranked],
+            "candidates": ranked,
         }
     }
 
@@ -124,45 +156,61 @@ def search(config, topology: Topology | None, prices: dict, say) -> dict:
 def largest_batch(config, topology: Topology, found: dict, say) -> int:
     """The largest batch that fits, in whole crops a device; 0 if not even one a device does.
 
-    Memory mostly grows by as much with each crop: two programs that fit tell how many do, a third
-    proves it. (One that does not fit says little, since the compiler has then tried to squeeze it.)
-    Where that was too many, it is found by halving, to a sixteenth.
+    It fits and with one crop more a device it does not, both compiled (estimated for GPUs that are
+    not there). Memory mostly grows by as much with each crop, so two programs tell about how many
+    fit. (One that does not fit says little, since the compiler has then tried to squeeze it.) From
+    there it is found by steps that double, and then by halving.
+
+    Args:
+      config: resolved, with any batch that the mesh can share.
+      topology: any.
+      found: the report of that config.
+      say: is told what was tried.
     """
     # A crop for every device and micro-batch.
     unit = found["devices"] // found["mesh"]["tensor"] * found["accumulation"]
-    if found["fits"]:
-        crops, used = found["batch_size"] // unit, found["used_bytes"]
-    else:
-        crops, used = 1, _used(config, topology, unit)
+
+    crops = found["batch_size"] // unit if found["fits"] else 1
+    known = {crops: found["used_bytes"]} if found["fits"] else {}
+
+    def used(crops: int) -> float:
+        if crops not in known:
+            known[crops] = _used(config, topology, crops * unit)
+            say(f"a batch of {crops * unit} needs {known[crops] / GIB:.2f} GiB")
+        return known[crops]
+
+    def fits(crops: int) -> bool:
+        return crops == 0 or used(crops) <= found["hbm_bytes"]
+
+    if not fits(crops):
+        return 0
     others = crops // 2 or 3
-    while (growth := (_used(config, topology, others * unit) - used) / (others - crops)) <= 0:
+    while (growth := (used(others) - used(crops)) / (others - crops)) <= 0:
         others = 2 * max(others, crops)
-    guess = max(0, int(crops + (found["hbm_bytes"] - used) / growth))
-    low = 0 if used > found["hbm_bytes"] else min(crops, guess)
-    high = guess + 1
-    while high - low > max(1, high // 16):
-        if _used(config, topology, guess * unit) <= found["hbm_bytes"]:
-            low = guess
-        else:
-            say(f"{guess} crops a device do not fit")
-            high = guess
-        guess = (low + high) // 2
+    low = max(crops, int(crops + (found["hbm_bytes"] - used(crops)) / growth))
+    high, step = low, 1
+    while not fits(low):
+        low, high, step = max(0, low - step), low, 2 * step
+    while high == low or fits(high):
+        low, high, step = high, high + step, 2 * step
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low * unit
 
 
 def advice(config, topology: Topology, found: dict, say) -> str:
     """What to say of a step that does not fit: the HBM, and the largest batch that fits."""
     needed = f"{found['used_bytes'] / GIB:.2f} of the {found['hbm_bytes'] / GIB:.2f} GiB of HBM"
-    if topology.chip.platform == "gpu":
-        return f"the step is estimated to need {needed}; take a smaller batch or a larger fsdp."
+    needs = "is estimated to need" if only_estimated(topology) else "needs"
     largest = largest_batch(config, topology, found, say)
     if not largest:
         return (
-            f"the step needs {needed}, and not even one crop a device fits; raise parallel.fsdp, "
+            f"the step {needs} {needed}, and not even one crop a device fits; raise parallel.fsdp, "
             "set parallel.remat=full, or take more chips."
         )
     return (
-        f"the step needs {needed}; the largest batch that fits is "
+        f"the step {needs} {needed}; the largest batch that fits is "
         f"--config.training.batch_size={largest} (or set parallel.remat, now "
         f"'{config.parallel.remat}', or training.accumulation)."
     )
@@ -179,15 +227,17 @@ def changed(config, *, batch_size: int | None = None, **parallel):
 
 
 def _used(config, topology: Topology, batch_size: int) -> float:
-    """Bytes that a program of that batch needs on a device, whether they are there or not."""
+    """Bytes that a program of that batch needs on a device, whether they are there or not.
+
+    Infinite if the compiler refuses it without saying.
+    """
+    config = changed(config, batch_size=batch_size)
+    if only_estimated(topology):
+        return sum(traffic.resident(report.designed(config, topology)).values())
     try:
-        compiled = aot.compile_step(
-            changed(config, batch_size=batch_size), aot.topology_devices(topology)
-        )
+        compiled = aot.compile_step(config, aot.topology_devices(topology))
     except aot.DoesNotFit as error:
-        if error.needed_bytes is None:
-            raise
-        return error.needed_bytes
+        return error.needed_bytes or math.inf
     return compiled.memory["used"]
 
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from uniwav_jax.compile.collectives import Collective
-from uniwav_jax.parallel.axes import BATCH_AXES
+from uniwav_jax.models.attention import backend_of
+from uniwav_jax.parallel.axes import AXES, BATCH_AXES
 from uniwav_jax.parallel.sharding import path_name
 
 # Values a frame that one layer's backward pass finds saved, in widths: its input, and by policy
@@ -26,6 +27,25 @@ TOUCHED = 18
 # A TPU keeps matrices in tiles of so many rows. Of weights that fsdp splits into less than whole
 # tiles the compiler pads every shard, and gathers them by adding up: twice the bytes.
 TILE_ROWS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Transformer layers that a step runs.
+
+    Attributes:
+      name: of what they belong to.
+      depth: layers.
+      width: of the stream; the feed-forward is four times as wide inside.
+      heads: of attention.
+      trained: whether gradients flow through them.
+    """
+
+    name: str
+    depth: int
+    width: int
+    heads: int
+    trained: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +62,10 @@ class Sizes:
       compute: bytes a value while computing.
       parameter: bytes a parameter, a gradient or a moment.
       moment: bytes of Adam's first moment.
+      frames: of a crop.
+      stacks: what is run.
+      remat: policy, a key of `SAVED`.
+      attention: backend, never "auto".
     """
 
     rows: int
@@ -55,6 +79,15 @@ class Sizes:
     compute: int
     parameter: int
     moment: int
+    frames: int
+    stacks: tuple[Stack, ...]
+    remat: str
+    attention: str
+
+    @property
+    def mesh(self) -> dict[str, int]:
+        """Axis -> size."""
+        return dict(zip(AXES, (self.slices, self.data, self.fsdp, self.tensor), strict=True))
 
     @property
     def shards(self) -> int:
@@ -62,8 +95,15 @@ class Sizes:
         return self.fsdp * self.tensor
 
 
-def sizes(config, shape: Mapping[str, int], state) -> Sizes:
-    """Sizes of a config on a mesh of a shape; `state` is its abstract `TrainState`."""
+def sizes(config, shape: Mapping[str, int], state, platform: str) -> Sizes:
+    """Sizes of a config on a mesh.
+
+    Args:
+      config: resolved.
+      shape: axis -> size.
+      state: the abstract `TrainState`.
+      platform: of the mesh's devices: "tpu", "gpu" or "cpu".
+    """
     batch_shards = math.prod(shape[axis] for axis in BATCH_AXES)
     parameter = jnp.dtype(config.training.parameter_dtype).itemsize
     moment = config.optimizer.moment_dtype
@@ -79,7 +119,25 @@ def sizes(config, shape: Mapping[str, int], state) -> Sizes:
         compute=jnp.dtype(config.training.compute_dtype).itemsize,
         parameter=parameter,
         moment=jnp.dtype(moment).itemsize if moment else parameter,
+        frames=config.data.crop_frames,
+        stacks=stacks(config),
+        remat=config.parallel.remat,
+        attention=backend_of(
+            config.parallel.attention, platform, config.training.compute_dtype
+        ),
     )
+
+
+def stacks(config) -> tuple[Stack, ...]:
+    """What a step of a config runs."""
+    encoder, decoder = config.encoder, config.decoder
+    found = [
+        Stack("student", encoder.depth, encoder.width, encoder.heads, True),
+        Stack("teacher", encoder.depth, encoder.width, encoder.heads, False),
+    ]
+    if config.objective.decoder_weight:
+        found.append(Stack("decoder", decoder.depth, decoder.width, decoder.heads, True))
+    return tuple(found)
 
 
 def count(tree, part: str = "") -> int:
@@ -88,7 +146,7 @@ def count(tree, part: str = "") -> int:
     return sum(leaf.size for path, leaf in leaves if part in path_name(path))
 
 
-def memory_traffic(config, size: Sizes) -> dict[str, float]:
+def memory_traffic(size: Sizes) -> dict[str, float]:
     """Bytes read and written in the memory of one chip by what they are, a step.
 
     Weights are gathered into the compute type once a pass; a pass reads them once. What the norms
@@ -96,8 +154,7 @@ def memory_traffic(config, size: Sizes) -> dict[str, float]:
     """
     whole, part = size.trained / size.tensor, size.trained / size.shards
     teacher, teacher_part = size.teacher / size.tensor, size.teacher / size.shards
-    forward_again = config.parallel.remat == "full"
-    passes = 2 + forward_again
+    passes = 2 + (size.remat == "full")
     micro = size.accumulation
     traffic = {
         "weights, read to be gathered": micro * passes * size.parameter * part,
@@ -111,83 +168,65 @@ def memory_traffic(config, size: Sizes) -> dict[str, float]:
         * (size.parameter * teacher_part + 2 * size.compute * teacher),
         "teacher, averaged": 3 * size.parameter * teacher_part,
     }
-    frames = config.data.crop_frames * size.rows * micro
-    for name, depth, width, again in _stacks(config):
-        values = depth * width * frames * size.compute / size.tensor
-        saved = SAVED[config.parallel.remat] * values if again else 0
-        redone = max(0, TOUCHED - SAVED[config.parallel.remat]) * values if again else 0
-        traffic[f"{name} activations, forward"] = 2 * TOUCHED * values
-        traffic[f"{name} activations, saved, read again"] = saved
-        traffic[f"{name} activations, computed again"] = 2 * redone
-        traffic[f"{name} activations, backward"] = again * 2 * TOUCHED * values
-    traffic |= _attention_traffic(config, size, frames)
+    frames = size.frames * size.rows * micro
+    for stack in size.stacks:
+        values = stack.depth * stack.width * frames * size.compute / size.tensor
+        saved = stack.trained * SAVED[size.remat] * values
+        redone = stack.trained * max(0, TOUCHED - SAVED[size.remat]) * values
+        traffic[f"{stack.name} activations, forward"] = 2 * TOUCHED * values
+        traffic[f"{stack.name} activations, saved, read again"] = saved
+        traffic[f"{stack.name} activations, computed again"] = 2 * redone
+        traffic[f"{stack.name} activations, backward"] = stack.trained * 2 * TOUCHED * values
+    if size.attention == "reference":
+        # It writes and reads logits (float32) and weights, frames x frames a head.
+        squares = sum(
+            stack.depth * stack.heads * (3 if stack.trained else 1) for stack in size.stacks
+        )
+        square = 2 * (4 + size.compute) * frames * size.frames
+        traffic["attention logits and weights"] = squares * square / size.tensor
     return traffic
 
 
-def _stacks(config):
-    """(name, layers, width, whether gradients flow) of each stack of layers."""
-    encoder, decoder = config.encoder, config.decoder
-    yield "student", encoder.depth, encoder.width, True
-    yield "teacher", encoder.depth, encoder.width, False
-    if config.objective.decoder_weight:
-        yield "decoder", decoder.depth, decoder.width, True
-
-
-def _attention_traffic(config, size: Sizes, frames: int) -> dict[str, float]:
-    """The reference writes and reads frames x frames logits (float32) and weights a head."""
-    if config.parallel.attention != "reference":
-        return {}
-    squares = 0
-    for _, depth, width, again in _stacks(config):
-        heads = config.encoder.heads if width == config.encoder.width else config.decoder.heads
-        squares += depth * heads * (3 if again else 1)
-    per_square = 2 * (4 + size.compute)
-    return {
-        "attention logits and weights": per_square
-        * squares
-        * frames
-        * config.data.crop_frames
-        / size.tensor
-    }
-
-
-def exchanges(config, shape: Mapping[str, int], size: Sizes) -> dict[str, Collective]:
+def exchanges(size: Sizes) -> dict[str, Collective]:
     """What a step must send, by what it is.
 
     Weights lie split over fsdp and are gathered before each pass over them, in the compute type;
-    so are their gradients when they are added up and split again. What is split is then averaged
-    over data and slices. Over tensor each layer adds up what its two halves give, forward and
-    backward.
-
-    Args:
-      config: resolved.
-      shape: of the mesh, axis -> size.
-      size: see `sizes`.
+    so are their gradients when they are added up and split again, since no device holds them whole.
+    What is split is then averaged over data and slices, once a step: the compiler takes that out of
+    the loop over micro-batches, which are added up in the parameters' type. Over tensor each layer
+    adds up what its two halves give, forward and backward.
     """
-    micro = size.accumulation
+    micro, compute = size.accumulation, size.compute
     whole, part = size.trained / size.tensor, size.trained / size.shards
+    averaged = part * (compute if micro == 1 else size.parameter)
     terms = {
-        "weights gathered, forward": ("all-gather", "fsdp", micro, whole),
-        "weights gathered, backward": ("all-gather", "fsdp", micro, whole),
-        "teacher's weights gathered": ("all-gather", "fsdp", micro, size.teacher / size.tensor),
-        "gradients scattered": ("reduce-scatter", "fsdp", micro, part),
-        "gradients averaged over data": ("all-reduce", "data", micro, part),
-        "gradients averaged over slices": ("all-reduce", "slice", micro, part),
+        "weights gathered, forward": ("all-gather", "fsdp", micro, whole * compute),
+        "weights gathered, backward": ("all-gather", "fsdp", micro, whole * compute),
+        "teacher's weights gathered": (
+            "all-gather",
+            "fsdp",
+            micro,
+            size.teacher / size.tensor * compute,
+        ),
+        "gradients scattered": ("reduce-scatter", "fsdp", micro, part * compute),
+        "gradients averaged over data": ("all-reduce", "data", 1, averaged),
+        "gradients averaged over slices": ("all-reduce", "slice", 1, averaged),
     }
-    rows = size.rows * config.data.crop_frames
-    for name, depth, width, trained in _stacks(config):
-        sums = 2 * depth * micro * (2 if trained else 1)
-        terms[f"{name} activations added up"] = ("all-reduce", "tensor", sums, rows * width)
+    for stack in size.stacks:
+        sums = 2 * stack.depth * micro * (2 if stack.trained else 1)
+        stream = size.rows * size.frames * stack.width * compute
+        terms[f"{stack.name} activations added up"] = ("all-reduce", "tensor", sums, stream)
+    shape = size.mesh
     return {
-        name: Collective(kind, count, round(values * size.compute), groups(shape, axis))
-        for name, (kind, axis, count, values) in terms.items()
-        if shape[axis] > 1 and count
+        name: Collective(kind, count, round(result), groups(shape, axis))
+        for name, (kind, axis, count, result) in terms.items()
+        if shape[axis] > 1 and count and result
     }
 
 
 def whole_tiles(config, fsdp: int) -> bool:
     """Whether so many devices share the rows of every layer's weights in whole tiles."""
-    return all(width % (fsdp * TILE_ROWS) == 0 for _, _, width, _ in _stacks(config))
+    return all(stack.width % (fsdp * TILE_ROWS) == 0 for stack in stacks(config))
 
 
 def groups(shape: Mapping[str, int], axis: str) -> np.ndarray:
@@ -196,16 +235,15 @@ def groups(shape: Mapping[str, int], axis: str) -> np.ndarray:
     return np.moveaxis(places, list(shape).index(axis), -1).reshape(-1, shape[axis])
 
 
-def resident(config, size: Sizes) -> dict[str, float]:
+def resident(size: Sizes) -> dict[str, float]:
     """Bytes that lie in the memory of one device at once, by what they are: an estimate.
 
     Where a program can be compiled, the compiler's own figure counts, not this one.
     """
-    frames = config.data.crop_frames * size.rows
-    saved, widest = 0, 0
-    for _, depth, width, trained in _stacks(config):
-        saved += trained * depth * width * SAVED[config.parallel.remat]
-        widest = max(widest, width)
+    frames = size.frames * size.rows
+    widest = max(stack.width for stack in size.stacks)
+    trained = sum(stack.depth * stack.width for stack in size.stacks if stack.trained)
+    student = size.stacks[0]
     part, teacher = size.trained / size.shards, size.teacher / size.shards
     layer = 12 * widest * widest / size.tensor
     return {
@@ -213,12 +251,12 @@ def resident(config, size: Sizes) -> dict[str, float]:
         "teacher": size.parameter * teacher,
         "gradients": size.parameter * part,
         "two layers' weights, gathered": 2 * size.compute * layer,
-        "saved activations": saved * frames * size.compute / size.tensor,
+        "saved activations": trained * SAVED[size.remat] * frames * size.compute / size.tensor,
         # Forward and backward of one layer, norms in float32.
         "activations of a layer": 4 * TOUCHED * widest * frames * size.compute / size.tensor,
         "streams of every encoder layer": 4
-        * config.encoder.depth
-        * config.encoder.width
+        * student.depth
+        * student.width
         * frames
         * size.compute,
     }

@@ -21,10 +21,9 @@ LONGEST_BLOCK = 1024
 
 
 def choose(backend: str, mesh: Mesh | None, dtype) -> str:
-    """The backend that "auto" stands for: splash on TPU, cuDNN on GPU, else the reference.
+    """The backend that "auto" stands for on a mesh; see `backend_of`.
 
-    It goes by the mesh, whose devices may not be there, never by the machine. cuDNN computes in
-    half precision alone, so that float32 on a GPU is the reference too.
+    It goes by the mesh, whose devices may not be there, never by the machine.
 
     Args:
       backend: one of `BACKENDS`.
@@ -32,10 +31,32 @@ def choose(backend: str, mesh: Mesh | None, dtype) -> str:
       dtype: of queries, keys and values.
 
     Raises:
-      UserError: an unknown backend, or one that can't compute in `dtype`.
+      UserError: as `backend_of` does.
+    """
+    platform = mesh.devices.flat[0].platform if mesh is not None else None
+    return backend_of(backend, platform, dtype)
+
+
+def backend_of(backend: str, platform: str | None, dtype) -> str:
+    """The backend that "auto" stands for: splash on TPU, cuDNN on GPU, else the reference.
+
+    cuDNN computes in half precision alone, so that float32 on a GPU is the reference too.
+
+    Args:
+      backend: one of `BACKENDS`.
+      platform: "tpu", "gpu" or "cpu", where splash is interpreted; None where it is not known.
+      dtype: of queries, keys and values.
+
+    Raises:
+      UserError: an unknown backend, one of another platform, or one that can't compute in `dtype`.
     """
     if backend not in BACKENDS:
         raise UserError(f"parallel.attention = '{backend}' is unknown; choose one of {BACKENDS}.")
+    if (backend, platform) in (("splash", "gpu"), ("cudnn", "tpu")):
+        raise UserError(
+            f"parallel.attention = '{backend}' does not run on a {platform.upper()}; "
+            "set parallel.attention=auto."
+        )
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     if backend == "cudnn" and not half:
         raise UserError(
@@ -44,7 +65,6 @@ def choose(backend: str, mesh: Mesh | None, dtype) -> str:
         )
     if backend != "auto":
         return backend
-    platform = mesh.devices.flat[0].platform if mesh is not None else None
     return {"tpu": "splash", "gpu": "cudnn" if half else "reference"}.get(platform, "reference")
 
 
