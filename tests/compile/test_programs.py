@@ -27,10 +27,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "programs"
 LITTLE = ("encoder.depth=1", "teacher.targets=1", "objective.decoder_weight=0")
 CASES = {
     "tiny": ("tiny", "v5e:2x2", ["parallel.fsdp=2", "parallel.tensor=2"]),
-    "slices": (
-        *("tiny", "v5e:2x2", ["parallel.fsdp=4", "training.accumulation=2", *LITTLE]),
-        *("--slices", "2"),
-    ),
+    "slices": ("tiny", "v5e:2x2", ["parallel.fsdp=4", *LITTLE], "--slices", "2"),
     "small": ("small", "v5e:2x4", ["parallel.fsdp=4"]),
 }
 PINNED = ("argument_bytes", "state_bytes", "collectives", "executed_flops", "flops")
