@@ -60,7 +60,7 @@ def test_rows_after_the_checkpoint_are_written_once(small_shards, small_run, tmp
 
 def test_the_folder_says_where_it_came_from(small_run):
     run = json.loads((small_run / "run.json").read_text())
-    assert run["format"] == 3 and run["config"]["training"]["steps"] == 6
+    assert run["format"] == 4 and run["config"]["training"]["steps"] == 6
     (record,) = (small_run / "record").glob("*.json")
     record = json.loads(record.read_text())
     assert "uniwav_jax" in record["command"] and record["versions"]["jax"] == jax.__version__

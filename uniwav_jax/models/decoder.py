@@ -55,7 +55,12 @@ class AdaptiveLayer(nnx.Module):
         self.table = nnx.Param(jnp.zeros((6, width), compute.parameter_dtype))
 
     def __call__(
-        self, x: jax.Array, valid: jax.Array, modulation: jax.Array, drop: Drop, number
+        self,
+        x: jax.Array,
+        valid: jax.Array,
+        modulation: jax.Array,
+        drop: Drop = NOTHING,
+        number=None,
     ) -> jax.Array:
         """x [batch, frames, width], modulation [batch, 6, width] shared by all layers.
 
