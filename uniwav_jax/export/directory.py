@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 
-from data_pipelines.files import write_json, write_tensors
+from data_pipelines.files import file_digest, write_json, write_tensors
 from uniwav_jax.errors import UserError
 from uniwav_jax.export import weights
 from uniwav_jax.recipes.uniwav import GROUP, SLOT
@@ -15,6 +15,8 @@ from uniwav_jax.tasks.pretrained import Pretrained
 FORMAT = 1
 WEIGHTS = ("all", "student", "teacher")
 WEIGHTS_FILE = "model.safetensors"
+# Decide the numbers: parity.json was measured on these, and keeps their digests.
+MEASURED = (WEIGHTS_FILE, "config.json", "preprocessor_config.json")
 # The code that a directory carries beside weights and configs.
 HERE = pathlib.Path(__file__).parent
 CODE = (
@@ -112,6 +114,11 @@ def extractor_config(config, statistics: dict) -> dict:
         "mean": np.asarray(statistics["mean"], np.float64).tolist(),
         "deviation": np.asarray(statistics["deviation"], np.float64).tolist(),
     }
+
+
+def digests(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 of each of `MEASURED`, for parity.json."""
+    return {name: file_digest(folder / name) for name in MEASURED}
 
 
 def write(
