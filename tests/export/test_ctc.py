@@ -10,22 +10,13 @@ import numpy as np
 import pytest
 
 from tests import runs
+from tests.export.models import WITHOUT_JAX
 
 torch = pytest.importorskip("torch", reason="pip install -e '.[export]' to run this")
 transformers = pytest.importorskip("transformers")
 
 VOCABULARY = 3
 HZ = {"a": 300, "b": 600, "c": 1200, "d": 2400}
-# Runs a script where JAX and this project's packages can't be imported.
-WITHOUT_JAX = """
-import runpy, sys
-absent = {"jax", "jaxlib", "flax", "uniwav_jax", "data_pipelines"}
-sys.modules.update(dict.fromkeys(absent))
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-found = {name for name, module in sys.modules.items() if module and name.split(".")[0] in absent}
-assert not found, found
-"""
 
 
 def load(folder, **options):

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import export_check
 from tests import runs
 from tests.export.models import random_model
+from uniwav_jax.errors import UserError
 from uniwav_jax.export import directory, parity, reference, weights
 from uniwav_jax.recipes.uniwav import GROUP
 from uniwav_jax.tasks import pretrained as runs_of
@@ -60,9 +62,13 @@ def test_one_of_both_encoders(chosen, tmp_path):
         refused(x)
 
 
-def test_a_wrong_weight_is_seen(tmp_path):
+def test_a_wrong_weight_and_a_wrong_statistic_are_seen(tmp_path):
     model = random_model()
     directory.write(model, tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    preprocessing = json.loads(path.read_text())
+    preprocessing["deviation"][3] *= 1.01
+    path.write_text(json.dumps(preprocessing))
     encoder = model.params[GROUP]["encoder"]
     bias = encoder["layers"]["attention"]["out"]["bias"].copy()
     bias[1, 3] += 1e-3
@@ -73,6 +79,57 @@ def test_a_wrong_weight_is_seen(tmp_path):
     rows = compared(dataclasses.replace(model, params=changed), tmp_path)
     missed = {(row.dtype, row.what) for row in rows if not row.holds}
     assert {("float64", "a block"), ("float32", "a block"), ("float64", "generate")} <= missed
+    assert {("float64", "x from audio"), ("float32", "x from audio")} <= missed
+    assert ("float64", "log-mel") not in missed
+
+
+def test_frames_that_differ_are_seen():
+    """A mask of another length, and one with a frame more."""
+    valid, x = np.arange(4) < np.array([[4], [2]]), np.ones((2, 4, 3))
+    ours = {"valid": valid, "x": x, "long layers": np.ones((2, 1, 5, 3))}
+    for found, missed in ((valid, []), (valid[:, :3], [1.0]), (np.ones_like(valid), [2.0])):
+        theirs = {**ours, "valid": found}
+        rows = parity.from_audio("float64", ours, theirs)
+        assert [row.figure for row in rows if not row.holds] == missed
+
+
+def test_the_reference_is_computed_on_a_cpu(monkeypatch):
+    """Whatever the default is: an accelerator's float32 would miss the bars."""
+    computed, get = set(), jax.device_get
+
+    def seen(tree):
+        leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+        computed.update(device for leaf in leaves for device in leaf.devices())
+        return get(tree)
+
+    def given(config):
+        return lambda given, waveform, lengths=None: {"waveform": waveform + 0}
+
+    monkeypatch.setattr(reference, "_program", given)
+    monkeypatch.setattr(reference, "_long_program", given)
+    monkeypatch.setattr(jax, "device_get", seen)
+    cpu, *_, another = jax.devices()
+    model, noise = random_model(), reference.white_noise(16_000)
+    with jax.default_device(another):
+        for dtype in parity.DTYPES:
+            reference.compute(model, noise, dtype)
+    assert computed == {cpu}
+
+
+def test_without_a_cpu_there_is_no_reference(monkeypatch):
+    def none(**_):
+        raise RuntimeError("Unknown backend cpu")
+
+    monkeypatch.setattr(jax, "local_devices", none)
+    with pytest.raises(UserError, match="JAX_PLATFORMS leaves it out"):
+        reference.compute(random_model(), reference.white_noise(16_000), "float32")
+
+
+@pytest.mark.parametrize("seconds, gigabytes, held", [(360, 12, True), (361, 9, False), (9, 13, 0)])
+def test_what_the_check_may_cost(seconds, gigabytes, held):
+    text, found = export_check.cost(seconds, gigabytes)
+    assert found == held and ("MISSED" in text) != held
+    assert text.startswith(f"{seconds} s in all, at most 360")
 
 
 def test_features_of_real_speech_are_those_of_float64(speech_folder, tmp_path):

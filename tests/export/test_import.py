@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines.files import file_digest
 from tests import runs
 from uniwav_jax.__main__ import main
 from uniwav_jax.errors import UserError
@@ -16,6 +15,7 @@ from uniwav_jax.export import card, directory, opening, parity
 from uniwav_jax.recipes.uniwav import SLOT
 from uniwav_jax.tasks import pretrained as runs_of
 from uniwav_jax.training.record import read_run
+from uniwav_jax.training.telemetry import read_rows
 
 pytest.importorskip("transformers", reason="pip install -e '.[export]' to run this")
 
@@ -26,8 +26,8 @@ def exported(small_run, tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("exported") / "export"
     model = runs_of.load(small_run)
     directory.write(model, folder, "all", card.facts(small_run, model.step))
-    digest = file_digest(folder / "model.safetensors")
-    (folder / "parity.json").write_text(json.dumps({"weights_sha256": digest, "rows": []}))
+    record = {"sha256": directory.digests(folder), "rows": []}
+    (folder / "parity.json").write_text(json.dumps(record))
     return folder
 
 
@@ -90,6 +90,21 @@ def long_header(folder: pathlib.Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\xff" * 6 + content[6:])
 
 
+def headless(folder: pathlib.Path) -> None:
+    training = json.loads((folder / "config.json").read_text())["training"]
+    training["run"]["config"]["encoder"]["heads"] = 0
+    change(folder, training=training | {"digest": card.training_digest(training)})
+
+
+def another_step(folder: pathlib.Path) -> None:
+    training = json.loads((folder / "config.json").read_text())["training"]
+    change(folder, training=training | {"step": "six"})
+
+
+def another_mean(folder: pathlib.Path) -> None:
+    change(folder, "preprocessor_config.json", mean=[0.0] * 80)
+
+
 def pickled(folder: pathlib.Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -113,7 +128,7 @@ DAMAGES = {
     "another width": (
         lambda folder: change(folder, encoder_width=64),
         "encoder_width = 64",
-        None,
+        "config.json is not what parity.json",
     ),
     "another model": (lambda folder: change(folder, model_type="x"), "not of a UniWav", None),
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json", None),
@@ -123,6 +138,24 @@ DAMAGES = {
         lambda folder: change(folder, training={"run": {"config": {"encoder": 3}}}),
         "`training` is damaged",
         None,
+    ),
+    "no heads": (headless, "`training` is damaged (", None),
+    "another step": (another_step, "does not fit its digest", None),
+    "another mean": (another_mean, "not what parity.json", "not what parity.json"),
+    "no figures": (
+        lambda folder: (folder / "parity.json").write_text("[]"),
+        "parity.json is not a JSON object",
+        "parity.json is damaged",
+    ),
+    "half the figures": (
+        lambda folder: (folder / "parity.json").write_text('{"sha256": {'),
+        "parity.json is not JSON",
+        "parity.json is damaged",
+    ),
+    "no digests": (
+        lambda folder: change(folder, "parity.json", sha256=["x"]),
+        "not what parity.json",
+        "parity.json is damaged",
     ),
     "the teacher alone": (lambda folder: change(folder, weights="teacher"), "alone", None),
     "no statistics": (
@@ -141,21 +174,61 @@ def test_a_damaged_directory_is_refused_with_a_sentence(name, damaged, tmp_path,
     error = capfd.readouterr().err
     assert said in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
     if in_torch is not None:
-        with pytest.raises(ValueError, match=in_torch):
+        with pytest.raises(ValueError, match=in_torch) as refused:
             parity.load(damaged)
+        assert "\n" not in str(refused.value)
 
 
-def test_restricted_licences_want_to_be_accepted(small_run, tmp_path, monkeypatch, capfd):
-    assert card.restricted(["CC0-1.0", "CC BY-NC 4.0", "CC-BY-SA-4.0", "unknown", "MIT"]) == [
+@pytest.fixture
+def figures(monkeypatch) -> list[parity.Row]:
+    """Stand for the comparison in the command, which takes its time; to be filled."""
+    rows = []
+    monkeypatch.setattr(parity, "check", lambda folder, reference: rows)
+    return rows
+
+
+def test_restricted_licences_want_to_be_accepted(small_run, tmp_path, monkeypatch, figures, capfd):
+    free = ["CC0-1.0", "CC-BY-4.0", "unknown", "MIT", "USA-PD", "Apache-2.0", "LANCE"]
+    assert card.restricted([*free, "CC BY-NC 4.0", "CC-BY-SA-4.0"]) == [
         "CC BY-NC 4.0",
         "CC-BY-SA-4.0",
     ]
+    restricted = ["CC_BY_NC_SA_4_0", "cc_by_sa", "Creative Commons Attribution Non Commercial"]
+    restricted += ["Share Alike", "ShareAlike", "Non_Commercial", "NC", "cc-by-nc4.0", "LGPL-3.0"]
+    assert card.restricted(restricted) == restricted
     facts = card.facts(small_run, 6)
     facts["meta"]["licences"] = ["CC-BY-NC-4.0"]
     monkeypatch.setattr(card, "facts", lambda *_: facts)
     out = str(tmp_path / "out")
     assert main(["export", "--workdir", str(small_run), "--output", out]) == 2
     assert "under CC-BY-NC-4.0" in capfd.readouterr().err
+    accepted = ["export", "--workdir", str(small_run), "--output", out, "--accept-licences"]
+    assert main(accepted) == 0
+    assert "**Restricted by: CC-BY-NC-4.0.**" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_missed_figure_writes_nothing(small_run, tmp_path, figures, capfd):
+    figures.append(parity.Row("float32", "layers", 2e-4, 1e-4))
+    out = tmp_path / "export"
+    assert main(["export", "--workdir", str(small_run), "--output", str(out)]) == 1
+    printed = capfd.readouterr()
+    assert "MISSED" in printed.out
+    assert "the export differs from JAX; nothing was written" in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("chosen", ["student", "teacher"])
+def test_one_encoder_by_the_command(chosen, small_run, tmp_path, figures, capfd):
+    out = tmp_path / "export"
+    arguments = ["export", "--workdir", str(small_run), "--output", str(out), "--step", "3"]
+    assert main([*arguments, "--weights", chosen]) == 0
+    assert f"step 3, {chosen}" in capfd.readouterr().out
+    assert f"this export holds the {chosen} alone" in (out / "README.md").read_text()
+    _, model, _ = parity.load(out)
+    assert model.config.weights == chosen and model.teacher is None
+    held = directory.tensors(runs_of.load(small_run, 3), chosen)
+    found = {name: x.numpy() for name, x in model.state_dict().items()}
+    jax.tree.map(np.testing.assert_array_equal, found, held)
 
 
 def test_the_model_card_says_what_the_model_was_trained_on(small_run):
@@ -177,6 +250,17 @@ def test_the_model_card_shows_the_evaluation_of_its_step(small_run, tmp_path):
     text = card.text(runs_of.load(workdir), card.facts(workdir, 6), "all", [])
     assert "7.2, lowest 6.5, of 16" in text
     assert card.facts(workdir, 3)["evaluation"] is None
+
+
+def test_the_model_card_shows_the_last_validation(small_run):
+    rows = [row for row in read_rows(small_run / "metrics.jsonl") if row["kind"] == "validation"]
+    assert [row["step"] for row in rows] == [0, 3, 6]
+    for step, row in ((6, rows[2]), (5, rows[1])):
+        facts = {**card.facts(small_run, 6), "validation": card.last_validation(small_run, step)}
+        text = card.text(runs_of.load(small_run), facts, "all", [])
+        assert f"After step {row['step']}, on the set {row['fingerprint'][:12]}:" in text
+        assert f"| decoder_loss | {row['decoder_loss']:.4g} |" in text
+    assert card.facts(small_run, 6)["validation"] == rows[2]
 
 
 def test_nothing_is_written_over(exported, small_run, capfd):

@@ -102,9 +102,12 @@ def test_one_program_and_a_window_at_a_time_whatever_the_length(tmp_path):
     assert counts[0] == counts[-1]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("dtype", BARS)
-@pytest.mark.parametrize("name", NETWORKS)
+def unchunked(name, dtype):
+    marks = {("causal", "float32"): [], ("published", "float32"): [pytest.mark.slow]}
+    return pytest.param(name, dtype, marks=marks.get((name, dtype), [pytest.mark.long]))
+
+
+@pytest.mark.parametrize("name,dtype", [unchunked(n, d) for n in NETWORKS for d in BARS])
 def test_equals_unchunked(name, dtype, tmp_path):
     codecs.saved(tmp_path, **NETWORKS[name])
     codec = encodec.load(tmp_path, dtype)

@@ -267,6 +267,27 @@ def test_shards_without_labels_or_validation(small_run, small_shards, monkeypatc
     report.table(found)
 
 
+def test_a_hubert_beside_the_run(small_run, small_shards, tmp_path, monkeypatch, capsys):
+    """By the command: a model of random weights that transformers has, three layers of it."""
+    pytest.importorskip("transformers", reason="pip install -e '.[export]' to run this")
+    from tests.tasks.test_against import made
+    from uniwav_jax.__main__ import main
+
+    made("hubert", tmp_path / "tiny-hubert")
+    workdir = shutil.copytree(small_run, tmp_path / "run")
+    monkeypatch.setattr(evaluation.data, "open_validation", lambda config: None)
+    monkeypatch.setattr(evaluation, "score_generation", lambda *_: {"left_out": ["sound: no."]})
+    arguments = ["evaluate", "--workdir", str(workdir), "--data", str(small_shards)]
+    arguments += ["--against", str(tmp_path / "tiny-hubert")]
+    settings = (*SETTINGS, "evaluation.utterances=12")
+    assert main([*arguments, *(f"--config.{setting}" for setting in settings)]) == 0
+    found = json.loads((workdir / "evaluation.json").read_text())
+    assert found["against"]["model_type"] == "hubert" and found["against"]["layers"] == 3
+    section = found["phone_accuracy"]
+    assert len(section["against"]) == 3 and 0 < section["against_best"] <= max(section["against"])
+    assert "against tiny-hubert" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

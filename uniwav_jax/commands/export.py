@@ -5,9 +5,9 @@
     model = AutoModel.from_pretrained("DIR", trust_remote_code=True)
     extractor = AutoFeatureExtractor.from_pretrained("DIR", trust_remote_code=True)
 
-The directory is loaded again and compared with JAX, layer by layer and from end to end, in float64,
-float32 and bfloat16 (DIR/parity.json). DIR/README.md is the model card: config, data with licences,
-evaluation, ancestry. Exit status: 1 when a figure is missed.
+The directory is loaded again and compared with JAX on the CPU, layer by layer and from end to end,
+in float64, float32 and bfloat16 (DIR/parity.json). DIR/README.md is the model card: config, data
+with licences, validation, evaluation, ancestry. Exit status: 1 when a figure is missed.
 """
 
 import pathlib
@@ -43,7 +43,7 @@ def add_arguments(parser) -> None:
 
 def run(options) -> int:
     """Writes, compares, and puts the folder in its place."""
-    from data_pipelines.files import file_digest, write_json
+    from data_pipelines.files import write_json
     from uniwav_jax.export import card, directory, parity
     from uniwav_jax.tasks.pretrained import load
 
@@ -68,8 +68,7 @@ def run(options) -> int:
         directory.write(pretrained, folder, chosen, training)
         rows = _compared(directory.shown_by(pretrained, chosen), folder, options.audio)
         found = [{**vars(row), "holds": row.holds} for row in rows]
-        digest = file_digest(folder / directory.WEIGHTS_FILE)
-        write_json(folder / "parity.json", {"weights_sha256": digest, "rows": found})
+        write_json(folder / "parity.json", {"sha256": directory.digests(folder), "rows": found})
         card_text = card.text(pretrained, training, chosen, rows)
         (folder / "README.md").write_text(card_text, encoding="utf-8")
         print(parity.text(rows))
@@ -95,7 +94,7 @@ def _compared(pretrained, folder: pathlib.Path, audio: str | None) -> list:
     waves = [read_audio(path, rate) for path in find_audio(audio)[:MOST_FILES]]
 
     def log_mel(wave, dtype):
-        with jax.enable_x64(dtype == "float64"):
+        with reference.on_cpu(), jax.enable_x64(dtype == "float64"):
             return jax.device_get(pretrained.inference.feature(wave[None].astype(dtype)))[0]
 
     return rows + parity.check_log_mel(folder, waves, log_mel)

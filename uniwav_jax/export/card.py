@@ -4,17 +4,21 @@ import json
 import pathlib
 import re
 
-from data_pipelines.files import read_json
+from data_pipelines.files import content_digest, read_json
 from uniwav_jax import config as configs
 from uniwav_jax.export import parity
 from uniwav_jax.tasks import report
 from uniwav_jax.tasks.pretrained import Pretrained
 from uniwav_jax.training.checkpoint import Checkpoints
 from uniwav_jax.training.record import LOCAL_FIELDS, read_run
+from uniwav_jax.training.telemetry import is_number, read_rows
 
 # Licences that ask something of whoever passes the model on.
-RESTRICTED = re.compile(r"(?i)\b(NC|SA)\b|non-?commercial|share-?alike|GPL")
+# Names of licences are joined by spaces, dashes, underscores or nothing.
+RESTRICTED = re.compile(r"(?i)(?<![a-z])(NC|SA)(?![a-z])|non[\W_]*commercial|share[\W_]*alike|GPL")
 LICENCE = re.compile(r"\A---\n(?:(?!---).*\n)*?license: *(\S+)")
+# Of what `facts` gives, what makes the run when it is imported.
+IMPORTED = ("run", "step", "data", "meta")
 USE = '''```python
 from transformers import AutoFeatureExtractor, AutoModel
 
@@ -31,8 +35,9 @@ def facts(workdir, step: int) -> dict:
     Returns:
       run (id, config, data fingerprint, origin), step, data (position in the order of examples and
       fingerprint), meta (ancestry, corpora with attributions and licences, commit, versions),
-      evaluation: evaluation.json if it is of this step, or None; codec: fingerprint and licence of
-      the one whose latents are the features, or None.
+      evaluation: evaluation.json if it is of this step, or None; validation: the last of its rows
+      in metrics.jsonl up to this step, or None; codec: fingerprint and licence of the one whose
+      latents are the features, or None; digest (`training_digest`).
     """
     run = read_run(workdir)
     with Checkpoints(pathlib.Path(workdir) / "checkpoints", run["config"]) as checkpoints:
@@ -55,8 +60,10 @@ def facts(workdir, step: int) -> dict:
         },
         "evaluation": evaluation if evaluation and evaluation["step"] == step else None,
         "codec": codec(run["config"]) if "codec" in run["config"].features else None,
+        "validation": last_validation(pathlib.Path(workdir), step),
     }
     found["run"]["config"] = config.to_dict()
+    found["digest"] = training_digest(found)
     return json.loads(json.dumps(found))  # tuples become lists, as they will be read
 
 
@@ -124,6 +131,15 @@ def text(model: Pretrained, about: dict, chosen: str, rows: list[parity.Row]) ->
         f"* {one['kind']} {one['run']} ({one['run_id']}), step {one['step']}"
         for one in meta["ancestry"]
     ] or ["Trained from nothing."]
+    lines += ["", "## Validation", ""]
+    if about["validation"]:
+        row = about["validation"]
+        rest = {name: x for name, x in row.items() if is_number(x) and name != "step"}
+        lines += [f"After step {row['step']}, on the set {row['fingerprint'][:12]}:", ""]
+        lines += ["| metric | value |", "|---|---|"]
+        lines += [f"| {_cell(name)} | {x:.4g} |" for name, x in rest.items()]
+    else:
+        lines += ["Not validated up to this step."]
     lines += ["", "## Evaluation", ""]
     if about["evaluation"]:
         lines += ["```", report.table(about["evaluation"]), "```"]
@@ -135,6 +151,17 @@ def text(model: Pretrained, about: dict, chosen: str, rows: list[parity.Row]) ->
     lines += ["", "## Training", "", f"Code {meta['commit']}; {versions}.", ""]
     lines += ["```json", config, "```", ""]
     return "\n".join(lines)
+
+
+def training_digest(found: dict) -> str:
+    """SHA-256 of what `import` makes a run of; the scores beside it are for reading alone."""
+    return content_digest({name: found.get(name) for name in IMPORTED})
+
+
+def last_validation(workdir: pathlib.Path, step: int) -> dict | None:
+    """The row of metrics.jsonl that a run wrote last of its validation up to a step, or None."""
+    rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["kind"] == "validation"]
+    return next((row for row in reversed(rows) if row["step"] <= step), None)
 
 
 def _cell(text: str) -> str:

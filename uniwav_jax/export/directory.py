@@ -16,6 +16,8 @@ from uniwav_jax.tasks.pretrained import Pretrained
 FORMAT = 1
 WEIGHTS = ("all", "student", "teacher")
 WEIGHTS_FILE = "model.safetensors"
+# Decide the numbers: parity.json was measured on these, and keeps their digests.
+MEASURED = (WEIGHTS_FILE, "config.json", "preprocessor_config.json")
 # The code that a directory carries beside weights and configs.
 HERE = pathlib.Path(__file__).parent
 CODE = (
@@ -117,6 +119,11 @@ def extractor_config(config, statistics: dict) -> dict:
         "mean": np.asarray(statistics["mean"], np.float64).tolist(),
         "deviation": np.asarray(statistics["deviation"], np.float64).tolist(),
     }
+
+
+def digests(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 of each of `MEASURED`, for parity.json."""
+    return {name: file_digest(folder / name) for name in MEASURED}
 
 
 def write(

@@ -13,10 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.files import file_digest
 from uniwav_jax import config as configs
 from uniwav_jax.errors import UserError
-from uniwav_jax.export import directory, weights
+from uniwav_jax.export import card, directory, weights
 from uniwav_jax.features import encodec
 from uniwav_jax.recipes.uniwav import GROUP, SLOT
 from uniwav_jax.tasks.pretrained import Pretrained
@@ -71,6 +70,11 @@ def opened(folder: pathlib.Path) -> Export:
     training = held.get("training")
     if not isinstance(training, dict):
         raise UserError(f"{folder}/config.json lacks `training`, which says what the run was.")
+    if training.get("digest") != card.training_digest(training):
+        raise UserError(
+            f"{folder}/config.json: `training` is damaged: what it says of the run does not fit "
+            "its digest; fetch it again."
+        )
     if held.get("weights") != "all":
         raise UserError(
             f"{folder} holds the {held.get('weights')} alone; a run is made of an export of "
@@ -80,14 +84,11 @@ def opened(folder: pathlib.Path) -> Export:
         config = configs.from_json(json.dumps(training["run"]["config"]))
         expected = directory.model_config(config, "all", training)
         abstract = jax.eval_shape(state_maker(config))
-        missing = {"step", "data", "meta"} - training.keys()
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        missing = {str(error)}
-    if missing:
+    except Exception as error:  # of any type: the values of the run's config reach every layer
         raise UserError(
-            f"{folder}/config.json: `training` is damaged ({', '.join(sorted(missing))}); fetch it "
-            "again."
-        )
+            f"{folder}/config.json: `training` is damaged ({' '.join(str(error).split())}); fetch "
+            "it again."
+        ) from error
     unknown = sorted(held.keys() - expected.keys() - OTHERS)
     if unknown:
         raise UserError(f"{folder}/config.json has the unknown field '{unknown[0]}'; remove it.")
@@ -189,12 +190,13 @@ def _check_digest(folder: pathlib.Path) -> None:
     path = folder / "parity.json"
     if not path.is_file():
         return  # saved again from PyTorch, where nobody compared
-    expected = _json(path, "fetch it again").get("weights_sha256")
-    if expected != file_digest(folder / directory.WEIGHTS_FILE):
-        raise UserError(
-            f"{folder}/{directory.WEIGHTS_FILE} is not what parity.json was measured on; fetch "
-            "both again, or remove parity.json if the weights were changed on purpose."
-        )
+    expected = _json(path, "fetch it again").get("sha256")
+    for name, digest in directory.digests(folder).items():
+        if not isinstance(expected, dict) or expected.get(name) != digest:
+            raise UserError(
+                f"{folder}/{name} is not what parity.json was measured on; fetch both again, or "
+                f"remove parity.json if {name} was changed on purpose."
+            )
 
 
 def _json(path: pathlib.Path, remedy: str) -> dict:

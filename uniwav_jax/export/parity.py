@@ -9,6 +9,7 @@ them, so that a fault is found where it is.
 """
 
 import dataclasses
+import math
 import pathlib
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from uniwav_jax.errors import UserError
 
 DTYPES = ("float64", "float32", "bfloat16")
 # What is generated, and where the vector field is compared layer by layer.
-GENERATION = {"evaluations": 4, "guidance": 0.7, "solver": "midpoint"}
+GENERATION = {"evaluations": 32, "guidance": 0.7, "solver": "midpoint"}
 TIME = 0.37
 BARS = {
     "float64": {
@@ -79,13 +80,11 @@ def check(folder: pathlib.Path, reference: Callable[[str], dict[str, np.ndarray]
         if "a decoder block" in theirs and dtype in BARS:
             figure = distance(theirs["a decoder block"], ours["decoder streams"][1:], valid)
             rows.append(Row(dtype, "a decoder block", figure, BARS[dtype]["a block"]))
+        if dtype in BARS:
+            rows += from_audio(dtype, ours, theirs)
         if "codewords" in theirs and dtype in BARS:
-            different = (theirs["codewords"] != ours["codewords"]) & valid
-            share = different.sum() / (valid.sum() * len(different))
-            rows.append(Row(dtype, "codewords that differ", float(share), DIFFERENT[dtype]))
-            apart = gap(theirs["codewords"], ours, theirs["codebooks"], different)
-            rows.append(Row(dtype, "how far from a tie these are", apart, NEAR))
-        streams = [what for what in ("layers", "z") if what in theirs]
+            rows += _codewords(dtype, ours, theirs)
+        streams = [what for what in ("layers", "z", "generate") if what in theirs]
         half[dtype] = {what: (ours[what], theirs[what]) for what in streams}
     for what, found in half["bfloat16"].items():
         # The rounding of the input is JAX's in both.
@@ -96,11 +95,47 @@ def check(folder: pathlib.Path, reference: Callable[[str], dict[str, np.ndarray]
     return rows
 
 
+def from_audio(dtype: str, ours: dict, theirs: dict) -> list[Row]:
+    """Rows for what the extractor makes of waveforms, and the model of that: as close as the
+    features are, and the layers no closer than these."""
+    bars, valid = BARS[dtype], ours["valid"]
+    x_bar = bars["latents" if "latents" in ours else "log-mel"]
+    frames = theirs["valid"].shape != valid.shape or (theirs["valid"] != valid).sum()
+    figure = distance(theirs["x"], ours["x"], valid)
+    whole = np.ones(ours["long layers"].shape[1:3], bool)
+    layers = distance(theirs["long layers"], ours["long layers"], whole)
+    return [
+        Row(dtype, "frames of audio that differ", float(frames), 0.0),
+        Row(dtype, "x from audio", figure, x_bar),
+        Row(dtype, "layers from long audio", layers, max(x_bar, bars["layers"])),
+    ]
+
+
+def _codewords(dtype: str, ours: dict, theirs: dict) -> list[Row]:
+    """Rows for the share that differs, of all utterances, and for the largest of the gaps."""
+    off = count = 0
+    apart = 0.0
+    for kind in ("", "long "):
+        found, expected = theirs[f"{kind}codewords"], ours[f"{kind}codewords"]
+        valid = np.ones(expected.shape[1:], bool) if kind else ours["valid"]
+        different = (found != expected) & valid
+        off, count = off + different.sum(), count + len(found) * valid.sum()
+        targets = ours[f"{kind}targets"]
+        apart = max(apart, gap(found, expected, targets, theirs["codebooks"], different))
+    return [
+        Row(dtype, "codewords that differ", float(off / count), DIFFERENT[dtype]),
+        Row(dtype, "how far from a tie these are", apart, NEAR),
+    ]
+
+
 def distance(found: np.ndarray, expected: np.ndarray, valid: np.ndarray) -> float:
     """max |difference| / RMS over the valid frames of [..., batch, frames, channels].
 
-    Where there are several layers each counts by itself; the largest is given.
+    Where there are several layers each counts by itself; the largest is given. Other shapes are
+    infinitely far apart.
     """
+    if found.shape != expected.shape:
+        return math.inf
     wide = [np.asarray(x, np.float64).reshape(-1, *x.shape[-3:]) for x in (found, expected)]
     return max(
         float(np.abs(a[valid] - b[valid]).max() / np.sqrt((b[valid] ** 2).mean()))
@@ -108,11 +143,18 @@ def distance(found: np.ndarray, expected: np.ndarray, valid: np.ndarray) -> floa
     )
 
 
-def gap(codewords: np.ndarray, ours: dict, codebooks: np.ndarray, different: np.ndarray) -> float:
+def gap(
+    found: np.ndarray,
+    expected: np.ndarray,
+    targets: np.ndarray,
+    codebooks: np.ndarray,
+    different: np.ndarray,
+) -> float:
     """How much farther one of two codewords is than the other, where these differ: the largest.
 
     Args:
-      codewords: of PyTorch [targets, batch, frames]; JAX's are in `ours`, with their targets.
+      found, expected: codewords of PyTorch and of JAX [targets, batch, frames].
+      targets: JAX's, what the codewords stand for [targets, batch, frames, width].
       codebooks: [targets, codewords, width].
       different: bool [targets, batch, frames].
 
@@ -120,10 +162,10 @@ def gap(codewords: np.ndarray, ours: dict, codebooks: np.ndarray, different: np.
       |difference of the squared distances| / the squared distance; 0 if none differ.
     """
     target, row, frame = np.nonzero(different)
-    at = ours["targets"][target, row, frame].astype(np.float64)
+    at = targets[target, row, frame].astype(np.float64)
     one, other = (
         ((at - codebooks[target, chosen[target, row, frame]]) ** 2).sum(-1)
-        for chosen in (codewords, ours["codewords"])
+        for chosen in (found, expected)
     )
     return float(np.max(np.abs(one - other) / other, initial=0.0))
 
@@ -160,7 +202,8 @@ def check_log_mel(folder: pathlib.Path, waves: list[np.ndarray], ours: Callable)
 def of_torch(
     folder: pathlib.Path, ours: dict[str, np.ndarray], dtype: str
 ) -> dict[str, np.ndarray]:
-    """The same of an exported directory, from JAX's features, condition apart."""
+    """The same of an exported directory: from JAX's features, condition apart; x and valid, and all
+    of the long utterance, from waveforms."""
     torch, model, extractor = load(folder)
     narrow, wide = getattr(torch, dtype), torch.float64 if dtype == "float64" else torch.float32
     model = model.to(narrow).eval()
@@ -170,18 +213,27 @@ def of_torch(
         for wave, samples in zip(ours["waveform"], ours["lengths"], strict=True)
     ]
     with torch.no_grad():
+        taken = extractor(waves, dtype=wide, return_tensors="pt")
         output = model(x, valid, output_hidden_states=True)
         before = torch.tensor(ours["layers"]).to(narrow)
         blocks = [f(h, valid)[0] for f, h in zip(model.encoder.layers, before[:-1], strict=True)]
         found = {
             extractor.surface_name: extractor.surface(waves),
             "layers": torch.stack(output.hidden_states),
+            "x": taken["input_features"],
+            "valid": taken["attention_mask"].bool(),
         }
         if blocks:
             found["a block"] = torch.stack(blocks)
         if model.config.targets:
             found["codewords"] = model.codewords(x, valid)
             found["codebooks"] = model.codebook_sums / model.codebook_counts[..., None]
+        if "long waveform" in ours:
+            taken = extractor(ours["long waveform"], dtype=wide, return_tensors="pt")
+            hidden_states = model(**taken, output_hidden_states=True).hidden_states
+            found["long layers"] = torch.stack(hidden_states)
+            if model.config.targets:
+                found["long codewords"] = model.codewords(**taken)
         if output.condition is not None:
             found["z"] = output.condition
             streams = torch.tensor(ours["decoder streams"]).to(narrow)

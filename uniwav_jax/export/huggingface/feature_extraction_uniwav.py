@@ -112,17 +112,19 @@ class UniWavFeatureExtractor(SequenceFeatureExtractor):
         """waveform [batch, samples] -> ln(max(mel, floor)) [batch, frames, feature_size].
 
         Computed in float64: in float32 the logarithm of a silent band is that of rounding errors.
+        Apple's GPUs have none, so that the CPU does it for them.
         """
+        placed = waveform.cpu() if waveform.device.type == "mps" else waveform
         frames = -(-waveform.shape[1] // self.hop)
         before = (self.window - self.hop) // 2
         after = (frames - 1) * self.hop + self.window - before - waveform.shape[1]
-        padded = torch.nn.functional.pad(waveform.double(), (before, max(after, 0)))
+        padded = torch.nn.functional.pad(placed.double(), (before, max(after, 0)))
         pieces = padded.unfold(1, self.window, self.hop)[:, :frames]
         place = torch.arange(self.window, dtype=torch.float64) / self.window
         hann = 0.5 - 0.5 * torch.cos(2.0 * math.pi * place)
         magnitude = torch.fft.rfft(pieces * hann.to(padded)).abs()
         mel = (magnitude @ self._filters().to(magnitude)).clamp(min=self.floor)
-        return mel.log().to(waveform.dtype)
+        return mel.log().to(waveform.dtype).to(waveform.device)
 
     def denormalize(self, features: torch.Tensor) -> torch.Tensor:
         """What the model generates as log-mel again."""

@@ -21,6 +21,11 @@ from transformers.utils import ModelOutput
 from .configuration_uniwav import UniWavConfig
 from .layers_uniwav import Decoder, Encoder, encoder_layers, instance_norm, layer_norm
 
+# What parity.json keeps digests of.
+MEASURED = ("model.safetensors", "config.json", "preprocessor_config.json")
+# Never narrower than float32, whatever the model is cast to, as in training.
+CODEBOOKS = ("codebook_sums", "codebook_counts")
+
 
 @dataclasses.dataclass
 class UniWavOutput(ModelOutput):
@@ -38,7 +43,11 @@ class UniWavOutput(ModelOutput):
 
 
 def check_weights(folder: pathlib.Path) -> None:
-    """Raises ValueError unless the safetensors files of a directory are whole; reads no tensor."""
+    """Looks at a directory before it is loaded; reads no tensor.
+
+    Raises:
+      ValueError: no safetensors files, damaged ones, or files that parity.json was not measured on.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder} has no model.safetensors; other weights are not loaded.")
@@ -50,14 +59,27 @@ def check_weights(folder: pathlib.Path) -> None:
             raise ValueError(f"{file} is damaged ({error}); fetch it again.") from error
     # Written by the export; a model that PyTorch saved elsewhere has none.
     measured = folder / "parity.json"
-    if measured.is_file():
-        expected = json.loads(measured.read_text()).get("weights_sha256")
-        with open(folder / "model.safetensors", "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                raise ValueError(
-                    f"{folder}/model.safetensors is not what parity.json was measured on; fetch "
-                    "both again, or remove parity.json if the weights were changed on purpose."
-                )
+    if not measured.is_file():
+        return
+    try:
+        expected = json.loads(measured.read_text(encoding="utf-8"))["sha256"]
+        expected = {name: expected[name] for name in MEASURED}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{measured} is damaged ({error!r}); fetch it again.") from error
+    for name, digest in expected.items():
+        if sha256(folder / name) != digest:
+            raise ValueError(
+                f"{folder}/{name} is not what parity.json was measured on; fetch both again, or "
+                f"remove parity.json if {name} was changed on purpose."
+            )
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Of a file, in hex; nothing for one that is not there."""
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class UniWavPreTrainedModel(PreTrainedModel):
@@ -69,18 +91,43 @@ class UniWavPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["EncoderLayer", "AdaptiveLayer"]
     _supports_sdpa = True
     supports_gradient_checkpointing = True
+    _keep_in_fp32_modules_strict = list(CODEBOOKS)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As of every model, but that a directory is looked at first, and nothing is unpickled.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *args,
+        output_loading_info=False,
+        ignore_mismatched_sizes=False,
+        **kwargs,
+    ):
+        """As of every model, but that a directory is looked at first, nothing is unpickled, and no
+        weight but a head's is drawn at random or left out.
 
         Raises:
-          ValueError: no weights as safetensors, damaged ones, or others than were exported.
+          ValueError: no weights as safetensors, damaged ones, others than were exported, or not
+            those of the model that the config describes.
         """
         if os.path.isdir(pretrained_model_name_or_path):
             check_weights(pathlib.Path(pretrained_model_name_or_path))
-        kwargs["use_safetensors"] = True
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        # transformers only warns of the first two, and speaks of the third in many lines.
+        kwargs |= {"use_safetensors": True, "output_loading_info": True}
+        model, found = super().from_pretrained(
+            pretrained_model_name_or_path, *args, ignore_mismatched_sizes=True, **kwargs
+        )
+        sizes = {name for name, *_ in found["mismatched_keys"]}
+        other = {*found["missing_keys"], *found["unexpected_keys"]}
+        other = {name for name in other if not name.startswith("lm_head.")}
+        if ignore_mismatched_sizes:
+            sizes = {name for name in sizes if not name.startswith("lm_head.")}
+        if other | sizes:
+            raise ValueError(
+                f"the weights of {pretrained_model_name_or_path} are not those of the model that "
+                f"config.json describes ({min(other | sizes)} is missing, too many or of another "
+                "size); fetch both again."
+            )
+        return (model, found) if output_loading_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Conv1d)):
@@ -115,6 +162,16 @@ class UniWavModel(UniWavPreTrainedModel):
                 torch.ones(config.targets, config.codewords), requires_grad=False
             )
         self.post_init()
+
+    def _apply(self, fn, recurse=True):
+        # What `to`, `half`, `cuda` and so on come down to.
+        held = {name: getattr(self, name).data for name in CODEBOOKS if hasattr(self, name)}
+        super()._apply(fn, recurse)
+        for name, before in held.items():
+            after = getattr(self, name)
+            if after.dtype in (torch.bfloat16, torch.float16):
+                after.data = before.to(after.device)
+        return self
 
     def forward(
         self,
