@@ -205,15 +205,20 @@ def written(options: argparse.Namespace) -> tuple[jobs.Job, pathlib.Path]:
 
 
 def known(options: argparse.Namespace) -> tuple[jobs.Job, pathlib.Path]:
-    """The job that NAME or --job names, and its folder.
+    """The submitted job that NAME or --job names, and its folder.
 
     Raises:
-      UserError: neither or both are given, or there is no such job.
+      UserError: neither or both are given, there is no such job, or it was not submitted.
     """
     if bool(options.job) == bool(options.name):
         raise UserError(f"name a job of {JOBS}, or its folder by --job DIR.")
     folder = pathlib.Path(options.job or JOBS / options.name)
-    return jobs.read(folder), folder
+    job = jobs.read(folder)
+    if jobs.submitted(folder) is None:
+        raise UserError(
+            f"the job of {folder} was not submitted; `python -m launch submit --job {folder}` does."
+        )
+    return job, folder
 
 
 def _command(commands, run, line: str) -> argparse.ArgumentParser:
@@ -246,7 +251,7 @@ def _add_without_compile(parser: argparse.ArgumentParser, default) -> None:
 def _free(folder: pathlib.Path) -> jobs.Job:
     """The job of a folder, which must not be under way."""
     job = jobs.read(folder)
-    if target_of(job).is_live(job, folder):
+    if jobs.submitted(folder) is not None and target_of(job).state(job, folder).ended is None:
         raise UserError(
             f"the job of {folder} is under way: `python -m launch stop --job {folder}` ends it; "
             "another one needs another --name."

@@ -11,9 +11,9 @@ import pathlib
 import yaml
 
 from data_pipelines.errors import UserError
-from launch import environment, progress, tools
-from launch.job import Job, Setting, mark_submitted, submitted
-from launch.watch import State, follow
+from launch import environment, tools
+from launch.job import Job, Setting, mark_submitted
+from launch.watch import State, follow, line
 
 PLATFORMS = ("tpu", "gpu")
 SOURCES = ("image",)
@@ -125,17 +125,9 @@ def submit(job: Job, folder: pathlib.Path) -> None:
     mark_submitted(folder)
 
 
-def is_live(job: Job, folder: pathlib.Path) -> bool:
-    """Whether it was submitted and has not ended."""
-    return submitted(folder) is not None and state(job).ended is None
-
-
 def status(job: Job, folder: pathlib.Path) -> str:
     """The JobSet's state and the run's last step."""
-    if submitted(folder) is None:
-        return f"{job.name}: not submitted"
-    far = progress.words(progress.of_bucket(job.workdir))
-    return f"{job.name}: {state(job).words}, {far}"
+    return line(job, state(job, folder))
 
 
 def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> int:
@@ -153,7 +145,7 @@ def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> i
 
 def watch(job: Job, folder: pathlib.Path) -> int:
     """Follows the JobSet, which starts again by itself, to its end."""
-    return follow(job.name, lambda: state(job))
+    return follow(job.name, lambda: state(job, folder))
 
 
 def stop(job: Job, folder: pathlib.Path) -> None:
@@ -168,7 +160,7 @@ def stop(job: Job, folder: pathlib.Path) -> None:
     print(f"{job.name}: stopped{', and kept' if job.keep else ' and deleted'}")
 
 
-def state(job: Job) -> State:
+def state(job: Job, folder: pathlib.Path) -> State:
     """Where the JobSet stands."""
     found = _found(job)
     if found is None:

@@ -11,9 +11,9 @@ are taken away: `watch` then deletes the queued resource and creates it again.
 import pathlib
 
 from data_pipelines.errors import UserError
-from launch import environment, progress, tools
-from launch.job import Job, Setting, mark_submitted, submitted
-from launch.watch import State, follow
+from launch import environment, tools
+from launch.job import Job, Setting, mark_submitted
+from launch.watch import State, follow, line
 from uniwav_jax.compile import chips
 
 PLATFORMS = ("tpu",)
@@ -114,24 +114,16 @@ def submit(job: Job, folder: pathlib.Path) -> None:
     mark_submitted(folder)
 
 
-def is_live(job: Job, folder: pathlib.Path) -> bool:
-    """Whether it was submitted and has not ended."""
-    return submitted(folder) is not None and state(job).ended is None
-
-
 def status(job: Job, folder: pathlib.Path) -> str:
     """The queued resource's state and the run's last step."""
-    if submitted(folder) is None:
-        return f"{job.name}: not submitted"
     slices = f"{job.topology.slices} x " if job.topology.slices > 1 else ""
     what = f"{slices}{accelerator(job.topology)[0]} in {job.settings['zone']}"
-    far = progress.words(progress.of_bucket(job.workdir))
-    return f"{job.name}: {state(job).words}, {what}, {far}"
+    return line(job, state(job, folder), what)
 
 
 def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> int:
     """The log of process 0, or of another one, from its VM; of an ended job those in WORKDIR."""
-    if state(job).ended is not None:
+    if state(job, folder).ended is not None:
         place = f"{job.workdir}/{environment.JOB_FOLDER}/logs/*"
         return tools.show(["gcloud", "storage", "cat", "--display-url", place])
     node, worker = divmod(process or 0, job.topology.slice_hosts)
@@ -147,7 +139,7 @@ def watch(job: Job, folder: pathlib.Path) -> int:
         tools.run(_delete(job), absent="NOT_FOUND")
         tools.run(commands(job, folder)[-1], absent="ALREADY_EXISTS")
 
-    result = follow(job.name, lambda: state(job), again, job.max_restarts)
+    result = follow(job.name, lambda: state(job, folder), again, job.max_restarts)
     # The VMs may lack the right to delete themselves.
     if not job.keep and _state(job) is not None:
         tools.run(_delete(job))
@@ -169,7 +161,7 @@ def stop(job: Job, folder: pathlib.Path) -> None:
     print(f"{job.name}: stopped{', and kept' if job.keep else ' and deleted'}")
 
 
-def state(job: Job) -> State:
+def state(job: Job, folder: pathlib.Path) -> State:
     """Where the job stands, by what its hosts have said at their end and by its resource."""
     ended, found = _ended(job), _state(job)
     # The others may still be copying their logs; the first deletes them after a minute.
