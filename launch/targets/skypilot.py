@@ -24,8 +24,6 @@ SETTINGS = (
 FILE = "sky.yaml"
 GPUS = {"rtx4090": "RTX4090", "a100": "A100-80GB", "h100": "H100", "h200": "H200"}
 COORDINATOR_PORT = 8476
-# SIGTERM, saved: the machine is being taken away, and SkyPilot gets another one.
-PREEMPTED = 75
 STATES = re.compile(
     r"\b(PENDING|STARTING|RUNNING|WINDING_DOWN|RECOVERING|SUCCEEDED|FAILED\w*|CANCELL\w+)"
 )
@@ -49,7 +47,8 @@ def render(job: Job) -> dict[str, str]:
     resources["use_spot"] = job.spot
     resources["job_recovery"] = {
         "max_restarts_on_errors": 0,
-        "recover_on_exit_codes": [PREEMPTED],
+        # The machine is being taken away, and SkyPilot gets another one.
+        "recover_on_exit_codes": [environment.PREEMPTED],
     }
     task = {
         "name": job.name,
