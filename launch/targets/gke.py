@@ -7,6 +7,7 @@ the cluster and, with --queue, Kueue; the Cloud Storage FUSE driver mounts the g
 
 import json
 import pathlib
+import shlex
 
 import yaml
 
@@ -38,6 +39,8 @@ NODES = {
 # Of the replicated job; pods are JOBSET-host-SLICE-HOST.
 HOST = "host"
 COORDINATOR_PORT = 8476
+# Annotation of a JobSet that `stop` has suspended: nobody lets it go on.
+STOPPED = "uniwav/stopped"
 # Time to read the end of an ended job.
 TTL_SECONDS = 3_600
 
@@ -114,12 +117,13 @@ def submit(job: Job, folder: pathlib.Path) -> None:
     """
     found = _found(job)
     if found is not None:
-        if not found.get("status", {}).get("terminalState"):
+        if (there := _standing(job, found)).ended is None:
             raise UserError(
-                f"{job.settings['context']} has a JobSet {job.name} that has not ended; name this "
-                "job otherwise with --name, or stop that one first."
+                f"{job.settings['context']} has a JobSet {job.name} that has not ended "
+                f"({there.words}); name this job otherwise with --name, or end that one first by "
+                f"`{shlex.join(_delete(job))}`."
             )
-        tools.run([*_kubectl(job), "delete", "jobset", job.name])
+        tools.run(_delete(job))
     for command in commands(job, folder):
         tools.run(command)
     mark_submitted(folder)
@@ -152,27 +156,24 @@ def stop(job: Job, folder: pathlib.Path) -> None:
     """Deletes the JobSet, or suspends it (--keep); its pods get SIGTERM and the grace time."""
     if _found(job) is None:
         raise UserError(f"{job.name} has no JobSet (any more); there is nothing to stop.")
+    if job.keep and job.settings["queue"]:
+        raise UserError(
+            f"--keep leaves {job.name} suspended, and the queue {job.settings['queue']} would let "
+            f"it go on; end it by `{shlex.join(_delete(job))}`."
+        )
     if job.keep:
-        patch = json.dumps({"spec": {"suspend": True}})
-        tools.run([*_kubectl(job), "patch", "jobset", job.name, "--type=merge", "--patch", patch])
+        changes = {"metadata": {"annotations": {STOPPED: "true"}}, "spec": {"suspend": True}}
+        patch = ["--type=merge", "--patch", json.dumps(changes)]
+        tools.run([*_kubectl(job), "patch", "jobset", job.name, *patch])
     else:
-        tools.run([*_kubectl(job), "delete", "jobset", job.name, "--cascade=foreground"])
+        tools.run([*_delete(job), "--cascade=foreground"])
     print(f"{job.name}: stopped{', and kept' if job.keep else ' and deleted'}")
 
 
 def state(job: Job, folder: pathlib.Path) -> State:
     """Where the JobSet stands."""
     found = _found(job)
-    if found is None:
-        return State("deleted", ended=1)
-    told = found.get("status", {})
-    restarts = f", {told['restarts']} restarts" if told.get("restarts") else ""
-    if told.get("terminalState"):
-        return State(told["terminalState"] + restarts, ended=told["terminalState"] != "Completed")
-    if found["spec"].get("suspend"):
-        return State("waits in its queue")
-    ready = sum(part.get("ready", 0) for part in told.get("replicatedJobsStatus", ()))
-    return State(f"{ready} of {job.topology.slices} slices ready{restarts}")
+    return State("deleted", ended=1) if found is None else _standing(job, found)
 
 
 def faults(job: Job, files: dict[str, str]) -> list[str]:
@@ -202,6 +203,20 @@ def faults(job: Job, files: dict[str, str]) -> list[str]:
         for what, found, right in wanted
         if found != right
     ]
+
+
+def _standing(job: Job, found: dict) -> State:
+    """Where a JobSet stands that the cluster has."""
+    told = found.get("status", {})
+    restarts = f", {told['restarts']} restarts" if told.get("restarts") else ""
+    if told.get("terminalState"):
+        return State(told["terminalState"] + restarts, ended=told["terminalState"] != "Completed")
+    if found["spec"].get("suspend"):
+        if STOPPED in found["metadata"].get("annotations", {}):
+            return State("stopped", ended=1)
+        return State("waits in its queue")
+    ready = sum(part.get("ready", 0) for part in told.get("replicatedJobsStatus", ()))
+    return State(f"{ready} of {job.topology.slices} slices ready{restarts}")
 
 
 def _useless() -> dict:
@@ -240,7 +255,7 @@ def _pod(job: Job) -> dict:
     }
     volumes = [_volume(f"place-{index}", mount) for index, mount in enumerate(mounts)]
     if topology.chip.platform == "gpu":
-        # Where GKE's device plugin puts the driver.
+        # Where GKE's device plugin puts the driver, and no linker looks. CUDA is in the image.
         container["env"] = [{"name": "LD_LIBRARY_PATH", "value": "/usr/local/nvidia/lib64"}]
     spec = {
         "restartPolicy": "Never",
@@ -291,6 +306,10 @@ def _chips(job: Job) -> int:
 def _kubectl(job: Job) -> list[str]:
     settings = job.settings
     return ["kubectl", "--context", settings["context"], "--namespace", settings["namespace"]]
+
+
+def _delete(job: Job) -> list[str]:
+    return [*_kubectl(job), "delete", "jobset", job.name]
 
 
 def _found(job: Job) -> dict | None:
