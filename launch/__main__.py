@@ -20,6 +20,7 @@ import importlib
 import pathlib
 import shlex
 import sys
+import tempfile
 from types import ModuleType
 
 from data_pipelines.errors import UserError
@@ -112,23 +113,27 @@ def check(options: argparse.Namespace) -> int:
     if absent:
         raise UserError(f"{folder} lacks {', '.join(absent)}; render the job again.")
     files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
-    faults = checks.of_job(job) + checks.of_files(job, files) + target_of(job).faults(job, files)
-    compiled = bool(job.topology) and not options.without_compile
-    # A config that is wrong already would only say so again.
-    if compiled and not faults:
-        faults = checks.compiles(job)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = tree.unpack(folder / job.tree, temporary)
+        faults = checks.of_job(job, root) + checks.of_files(job, files)
+        faults += target_of(job).faults(job, files)
+        # A config that is wrong already would only say so again.
+        if not faults and not options.without_compile:
+            faults = checks.compiles(job, root)
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     if faults:
         return UserError.status
-    print(f"{job.name}: no faults found" + ("" if compiled else "; the program was not compiled"))
+    beside = "; the program was not compiled" if options.without_compile else ""
+    print(f"{job.name}: no faults found{beside}")
     return 0
 
 
 def submit(options: argparse.Namespace) -> int:
     """Starts a job, rendered now or before, unless something is wrong with it at first sight."""
     job, folder = rendered(options)
-    faults = checks.of_job(job)
+    with tempfile.TemporaryDirectory() as temporary:
+        faults = checks.of_job(job, tree.unpack(folder / job.tree, temporary))
     if faults:
         raise UserError(" ".join(faults))
     target_of(job).submit(job, folder)
