@@ -20,6 +20,7 @@ import importlib
 import pathlib
 import shlex
 import sys
+import tempfile
 from types import ModuleType
 
 from data_pipelines.errors import UserError
@@ -112,23 +113,27 @@ def check(options: argparse.Namespace) -> int:
     if absent:
         raise UserError(f"{folder} lacks {', '.join(absent)}; render the job again.")
     files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
-    faults = checks.of_job(job) + checks.of_files(job, files) + target_of(job).faults(job, files)
-    compiled = bool(job.topology) and not options.without_compile
-    # A config that is wrong already would only say so again.
-    if compiled and not faults:
-        faults = checks.compiles(job)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = tree.unpack(folder / job.tree, temporary)
+        faults = checks.of_job(job, root) + checks.of_files(job, files)
+        faults += target_of(job).faults(job, files)
+        # A config that is wrong already would only say so again.
+        if not faults and not options.without_compile:
+            faults = checks.compiles(job, root)
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     if faults:
         return UserError.status
-    print(f"{job.name}: no faults found" + ("" if compiled else "; the program was not compiled"))
+    beside = "; the program was not compiled" if options.without_compile else ""
+    print(f"{job.name}: no faults found{beside}")
     return 0
 
 
 def submit(options: argparse.Namespace) -> int:
     """Starts a job, rendered now or before, unless something is wrong with it at first sight."""
     job, folder = rendered(options)
-    faults = checks.of_job(job)
+    with tempfile.TemporaryDirectory() as temporary:
+        faults = checks.of_job(job, tree.unpack(folder / job.tree, temporary))
     if faults:
         raise UserError(" ".join(faults))
     target_of(job).submit(job, folder)
@@ -205,15 +210,20 @@ def written(options: argparse.Namespace) -> tuple[jobs.Job, pathlib.Path]:
 
 
 def known(options: argparse.Namespace) -> tuple[jobs.Job, pathlib.Path]:
-    """The job that NAME or --job names, and its folder.
+    """The submitted job that NAME or --job names, and its folder.
 
     Raises:
-      UserError: neither or both are given, or there is no such job.
+      UserError: neither or both are given, there is no such job, or it was not submitted.
     """
     if bool(options.job) == bool(options.name):
         raise UserError(f"name a job of {JOBS}, or its folder by --job DIR.")
     folder = pathlib.Path(options.job or JOBS / options.name)
-    return jobs.read(folder), folder
+    job = jobs.read(folder)
+    if jobs.submitted(folder) is None:
+        raise UserError(
+            f"the job of {folder} was not submitted; `python -m launch submit --job {folder}` does."
+        )
+    return job, folder
 
 
 def _command(commands, run, line: str) -> argparse.ArgumentParser:
@@ -246,7 +256,7 @@ def _add_without_compile(parser: argparse.ArgumentParser, default) -> None:
 def _free(folder: pathlib.Path) -> jobs.Job:
     """The job of a folder, which must not be under way."""
     job = jobs.read(folder)
-    if target_of(job).is_live(job, folder):
+    if jobs.submitted(folder) is not None and target_of(job).state(job, folder).ended is None:
         raise UserError(
             f"the job of {folder} is under way: `python -m launch stop --job {folder}` ends it; "
             "another one needs another --name."

@@ -11,7 +11,8 @@ import sys
 import yaml
 
 from data_pipelines.errors import UserError
-from launch import environment, job
+from launch import environment
+from launch.job import Job
 from launch.targets import gke
 from uniwav_jax import config as configs
 from uniwav_jax.parallel import axes
@@ -25,9 +26,14 @@ DECIDED = ("--config", "--data", "--workdir", "--processes", "--process", "--coo
 EXTRA = "`pip install 'uniwav-jax[launch]'` brings it."
 
 
-def of_job(wanted: job.Job) -> list[str]:
-    """Faults of what is asked for; a sentence each."""
-    found = [*_of_config(wanted), *_of_places(wanted)]
+def of_job(wanted: Job, root: pathlib.Path) -> list[str]:
+    """Faults of what is asked for; a sentence each.
+
+    Args:
+      wanted: the job.
+      root: its tree, unpacked; the checkout may have been edited since it was packed.
+    """
+    found = [*_of_config(wanted, root), *_of_places(wanted)]
     if wanted.spot and wanted.max_restarts < 1:
         found.append(
             "--spot with --max-restarts 0: machines are taken away sooner or later, and nothing "
@@ -53,7 +59,7 @@ def of_job(wanted: job.Job) -> list[str]:
     return found
 
 
-def of_files(wanted: job.Job, files: dict[str, str]) -> list[str]:
+def of_files(wanted: Job, files: dict[str, str]) -> list[str]:
     """Faults of the rendered files, which may have been edited: schemas, shell, resources.
 
     Args:
@@ -72,51 +78,66 @@ def of_files(wanted: job.Job, files: dict[str, str]) -> list[str]:
     return found
 
 
-def compiles(wanted: job.Job) -> list[str]:
-    """Faults of the program, compiled by `python -m uniwav_jax compile` for the job's topology.
+def compiles(wanted: Job, root: pathlib.Path) -> list[str]:
+    """Faults of the program, compiled for the job's devices by `python -m uniwav_jax compile`.
 
-    It prints its report itself.
+    That is the one of the job's tree, and prints its report itself.
+
+    Args:
+      wanted: the job.
+      root: its tree, unpacked.
     """
-    topology = wanted.topology
+    topology, where = wanted.topology, _where(wanted)
     command = [sys.executable, "-m", "uniwav_jax", "compile", "--config", wanted.config]
-    command += ["--topology", topology.name]
-    command += ["--slices", str(topology.slices)] if topology.slices > 1 else []
+    command += ["--topology", topology.name if topology else "local"]
+    command += ["--slices", str(topology.slices)] if topology and topology.slices > 1 else []
     command += [f"--config.{field}" for field in wanted.fields]
-    # The compiler's switches change what fits. Compiling itself uses this machine's CPU.
-    flags = {v.name: v.value for v in environment.variables(wanted) if v.name == "LIBTPU_INIT_ARGS"}
+    if topology:
+        # The compiler's switches change what fits. Compiling itself uses this machine's CPU.
+        flags = environment.variables(wanted)
+        flags = {flag.name: flag.value for flag in flags if flag.name == "LIBTPU_INIT_ARGS"}
+    else:
+        # One process with the devices of all: the program is the same.
+        flags = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(wanted.devices)}
     result = subprocess.run(
-        command, env=os.environ | flags, stderr=subprocess.PIPE, text=True, cwd=job.tree.ROOT
+        command, env=os.environ | flags, stderr=subprocess.PIPE, text=True, cwd=root
     )
     if result.returncode == 0:
         return []
     said = (result.stderr.strip() or f"status {result.returncode}").splitlines()[-1]
-    return [f"{wanted.config} does not compile for {topology.name}: {said.removeprefix('error: ')}"]
+    return [f"{wanted.config} does not compile for {where}: {said.removeprefix('error: ')}"]
 
 
-def _of_config(wanted: job.Job) -> list[str]:
+def _where(wanted: Job) -> str:
+    if wanted.topology:
+        return wanted.topology.name
+    return "{processes} x {devices_per_process} CPU devices".format(**wanted.settings)
+
+
+def _of_config(wanted: Job, root: pathlib.Path) -> list[str]:
     try:
-        config = configs.load_config(str(job.tree.ROOT / wanted.config), list(wanted.fields))
+        config = configs.load_config(str(root / wanted.config), list(wanted.fields))
         configs.check(config)
     except UserError as error:
         return [str(error)]
-    if wanted.topology is None:
-        return []
-    training, slices = config.training, wanted.topology.slices
-    if config.parallel.slices != slices:
+    training, topology = config.training, wanted.topology
+    if topology and config.parallel.slices != topology.slices:
         return [
-            f"parallel.slices = {config.parallel.slices}, and the topology has {slices}; add "
-            f"--config.parallel.slices={slices}."
+            f"parallel.slices = {config.parallel.slices}, and the topology has {topology.slices}; "
+            f"add --config.parallel.slices={topology.slices}."
         ]
+    if wanted.devices < 1:  # which is its target's business
+        return []
     try:
-        sizes = axes.mesh_shape(config.parallel, wanted.topology.devices)
+        sizes = axes.mesh_shape(config.parallel, wanted.devices)
         shape = dict(zip(axes.AXES, sizes, strict=True))
         axes.check_batch(training.batch_size, training.accumulation, shape)
     except UserError as error:
-        return [f"on {wanted.topology.name}: {error}"]
+        return [f"on {_where(wanted)}: {error}"]
     return []
 
 
-def _of_places(wanted: job.Job) -> list[str]:
+def _of_places(wanted: Job) -> list[str]:
     """Machines of a cloud see stores only."""
     if wanted.target not in ("tpu-vm", "gke", "skypilot"):
         return []

@@ -16,6 +16,10 @@ JOB_FOLDER = "job"
 # what was asked for, and a run that stopped itself.
 FINAL = (0, 2, 3)
 RESTART_SECONDS = 10
+# What `train` ends with after SIGTERM, when it has saved.
+PREEMPTED = 75
+# Where SIGTERM finds nothing that has to save.
+HALT = f"trap 'told=1; exit {PREEMPTED}' TERM INT"
 # Machines and pods of a job come up minutes apart, and a process that gives up ends the job.
 START_SECONDS = 900
 # Of mounted shards: a read of a store takes some 50 ms, and 4 at a time would starve a step.
@@ -204,6 +208,8 @@ def start_script(
 def host_lines(job: Job, *, work: str, sudo: str = "", options: str = "") -> list[str]:
     """Lines that run start.sh in the job's image until it is done; they leave $status.
 
+    They leave $told as well: 1 when SIGTERM has come. Between two containers it ends the script.
+
     Args:
       job: what to run.
       work: shell words: a folder with start.sh and the packed tree, /job in the container.
@@ -216,14 +222,16 @@ def host_lines(job: Job, *, work: str, sudo: str = "", options: str = "") -> lis
     login = [f"{sudo}gcloud auth configure-docker {host} --quiet"] if google else []
     stop = f"{sudo}docker stop -t {job.grace} uniwav"
     return [
-        *login,
         "told='' attempt=0",
+        HALT,
+        *login,
         "while true; do",
         "  # --privileged: TPUs are devices of the host, and gcsfuse wants /dev/fuse.",
         f"  {sudo}docker run --rm --name uniwav --privileged --net=host --ipc=host {gpus}\\",
         f"    {options}--stop-timeout {job.grace} --volume {work}:/job \\",
         f"    {shlex.quote(job.place)} bash /job/start.sh &",
         *("  " + line for line in forwarding(f"told=1; {stop}")),
+        f"  {HALT}",
         f'  case "$status" in {" | ".join(map(str, FINAL))}) break ;; esac',
         f'  if [ "$told" ] || [ -e {work}/stopped ]; then break; fi',
         "  attempt=$((attempt + 1))",

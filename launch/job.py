@@ -121,6 +121,13 @@ class Job:
         """Hosts of the topology; 1 without one."""
         return self.topology.hosts if self.topology else 1
 
+    @property
+    def devices(self) -> int:
+        """JAX devices of the topology; without one, of all processes of this machine."""
+        if self.topology:
+            return self.topology.devices
+        return self.settings["processes"] * self.settings["devices_per_process"]
+
 
 def train_arguments(job: Job, **changed: str) -> list[str]:
     """Arguments of `python -m uniwav_jax` for one process; --processes is left to the target.
@@ -132,7 +139,7 @@ def train_arguments(job: Job, **changed: str) -> list[str]:
     job = dataclasses.replace(job, **changed)
     arguments = ["train", "--config", job.config, "--data", job.data, "--workdir", job.workdir]
     arguments += ["--validation", job.validation] if job.validation else []
-    arguments += ["--expect-devices", str(job.topology.devices)] if job.topology else []
+    arguments += ["--expect-devices", str(job.devices)]
     return arguments + [f"--config.{field}" for field in job.fields] + list(job.arguments)
 
 

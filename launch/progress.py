@@ -10,6 +10,11 @@ FILE = "metrics.jsonl"
 TAIL_BYTES = 1 << 16
 
 
+def of(workdir: str) -> dict:
+    """The last row of training in a folder or gs:// folder; {} if there is none yet."""
+    return of_bucket(workdir) if workdir.startswith("gs://") else of_folder(workdir)
+
+
 def of_folder(workdir: str) -> dict:
     """The last row of training in a folder that is seen from here; {} if there is none yet."""
     path = pathlib.Path(workdir) / FILE

@@ -80,9 +80,8 @@ def attempt(job: jobs.Job, asked: list[int]) -> int:
       asked: numbers of signals that came for this program; more are added.
     """
     processes, devices = job.settings["processes"], job.settings["devices_per_process"]
-    arguments = [*jobs.train_arguments(job), "--expect-devices", str(processes * devices)]
     return local.run(
-        [sys.executable, "-m", "uniwav_jax", *arguments],
+        [sys.executable, "-m", "uniwav_jax", *jobs.train_arguments(job)],
         processes,
         devices=devices,
         grace=job.grace,

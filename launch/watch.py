@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 
 from data_pipelines.errors import UserError
-from launch import tools
+from launch import progress, tools
+from launch.job import Job
 
 POLL_SECONDS = 60.0
 # So often in a row a program of a cloud may fail, a poll apart, before the watch gives up.
@@ -25,6 +26,12 @@ class State:
     words: str
     ended: int | None = None
     lost: bool = False
+
+
+def line(job: Job, state: State, *facts: str) -> str:
+    """What `status` says of a job in the cloud: its state, what its target adds, its last step."""
+    far = progress.words(progress.of(job.workdir))
+    return ", ".join([f"{job.name}: {state.words}", *facts, far])
 
 
 def follow(

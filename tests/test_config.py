@@ -1,5 +1,7 @@
 """Configs: overrides keep their types, mistakes are named, identity and free fields differ."""
 
+import sys
+
 import pytest
 
 from configs import tiny
@@ -49,6 +51,19 @@ def test_a_wrong_override_is_one_sentence(override, words):
 def test_an_argument_that_a_recipe_does_not_take_is_refused():
     with pytest.raises(UserError, match="tiny.py:big"):
         configs.load_config(f"{TINY}:big")
+
+
+def test_recipes_of_two_checkouts_do_not_mix(tmp_path):
+    """What a recipe imports as `configs.…` lies beside it, whichever was loaded before."""
+    (tmp_path / "configs").mkdir()
+    common = (ROOT / "configs" / "common.py").read_text().replace("seed = 0", "seed = 1")
+    (tmp_path / "configs" / "common.py").write_text(common)
+    other = tmp_path / "configs" / "tiny.py"
+    other.write_text((ROOT / "configs" / "tiny.py").read_text())
+    modules, path = dict(sys.modules), list(sys.path)
+    assert [configs.load_config(str(name)).seed for name in (TINY, other, TINY)] == [0, 1, 0]
+    assert sys.path == path and sys.modules["configs"] is modules["configs"]
+    assert not [name for name in sys.modules.keys() - modules.keys() if "configs" in name]
 
 
 @pytest.mark.parametrize(

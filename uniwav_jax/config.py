@@ -1,11 +1,13 @@
 """Configs: a Python file that returns a ConfigDict, typed overrides, identity and free fields."""
 
 import ast
+import contextlib
 import difflib
 import importlib.util
 import json
 import pathlib
 import sys
+from collections.abc import Iterator
 
 import ml_collections
 
@@ -67,22 +69,37 @@ def load_config(spec: str, overrides: list[str] = ()) -> ml_collections.ConfigDi
     path = pathlib.Path(name)
     if not path.is_file():
         raise UserError(f"--config {name}: no such file; configs/ holds the recipes.")
-    # Recipe files import each other as `configs.…`, from the folder above them.
-    root = str(path.resolve().parent.parent)
-    if root not in sys.path:
-        sys.path.insert(0, root)
     module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config {name} has no get_config(); recipes define one.")
-    try:
-        config = module.get_config(argument) if argument else module.get_config()
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--config {spec}: {error}") from error
+    with _recipes_of(path.resolve().parent.parent):
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"--config {name} has no get_config(); recipes define one.")
+        try:
+            config = module.get_config(argument) if argument else module.get_config()
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--config {spec}: {error}") from error
     for override in overrides:
         apply_override(config, override)
     return config
+
+
+@contextlib.contextmanager
+def _recipes_of(root: pathlib.Path) -> Iterator[None]:
+    """Recipe files import each other as `configs.…`: those below `root`, of no other checkout."""
+
+    def taken() -> dict:
+        names = [name for name in sys.modules if name.partition(".")[0] == "configs"]
+        return {name: sys.modules.pop(name) for name in names}
+
+    before = taken()
+    sys.path.insert(0, str(root))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(root))
+        taken()
+        sys.modules.update(before)
 
 
 def apply_override(config: ml_collections.ConfigDict, override: str) -> None:

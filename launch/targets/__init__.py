@@ -5,7 +5,7 @@ Each module has SETTINGS, PLATFORMS and SOURCES, which `launch.job.add_arguments
     render(job) -> {file name: text}
     commands(job, folder) -> the commands that `submit` would run, each a list of words
     submit(job, folder)              starts the job whose files lie in `folder`
-    is_live(job, folder) -> bool     whether it is under way, so that it can't be submitted again
+    state(job, folder) -> launch.watch.State of a job that was submitted
     status(job, folder) -> text      how far it is
     logs(job, folder, process, follow) -> exit status; `process` may be None
     watch(job, folder) -> exit status, once the job has ended

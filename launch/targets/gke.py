@@ -7,13 +7,14 @@ the cluster and, with --queue, Kueue; the Cloud Storage FUSE driver mounts the g
 
 import json
 import pathlib
+import shlex
 
 import yaml
 
 from data_pipelines.errors import UserError
-from launch import environment, progress, tools
-from launch.job import Job, Setting, mark_submitted, submitted
-from launch.watch import State, follow
+from launch import environment, tools
+from launch.job import Job, Setting, mark_submitted
+from launch.watch import State, follow, line
 
 PLATFORMS = ("tpu", "gpu")
 SOURCES = ("image",)
@@ -38,6 +39,8 @@ NODES = {
 # Of the replicated job; pods are JOBSET-host-SLICE-HOST.
 HOST = "host"
 COORDINATOR_PORT = 8476
+# Annotation of a JobSet that `stop` has suspended: nobody lets it go on.
+STOPPED = "uniwav/stopped"
 # Time to read the end of an ended job.
 TTL_SECONDS = 3_600
 
@@ -114,28 +117,21 @@ def submit(job: Job, folder: pathlib.Path) -> None:
     """
     found = _found(job)
     if found is not None:
-        if not found.get("status", {}).get("terminalState"):
+        if (there := _standing(job, found)).ended is None:
             raise UserError(
-                f"{job.settings['context']} has a JobSet {job.name} that has not ended; name this "
-                "job otherwise with --name, or stop that one first."
+                f"{job.settings['context']} has a JobSet {job.name} that has not ended "
+                f"({there.words}); name this job otherwise with --name, or end that one first by "
+                f"`{shlex.join(_delete(job))}`."
             )
-        tools.run([*_kubectl(job), "delete", "jobset", job.name])
+        tools.run(_delete(job))
     for command in commands(job, folder):
         tools.run(command)
     mark_submitted(folder)
 
 
-def is_live(job: Job, folder: pathlib.Path) -> bool:
-    """Whether it was submitted and has not ended."""
-    return submitted(folder) is not None and state(job).ended is None
-
-
 def status(job: Job, folder: pathlib.Path) -> str:
     """The JobSet's state and the run's last step."""
-    if submitted(folder) is None:
-        return f"{job.name}: not submitted"
-    far = progress.words(progress.of_bucket(job.workdir))
-    return f"{job.name}: {state(job).words}, {far}"
+    return line(job, state(job, folder))
 
 
 def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> int:
@@ -153,34 +149,31 @@ def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> i
 
 def watch(job: Job, folder: pathlib.Path) -> int:
     """Follows the JobSet, which starts again by itself, to its end."""
-    return follow(job.name, lambda: state(job))
+    return follow(job.name, lambda: state(job, folder))
 
 
 def stop(job: Job, folder: pathlib.Path) -> None:
     """Deletes the JobSet, or suspends it (--keep); its pods get SIGTERM and the grace time."""
     if _found(job) is None:
         raise UserError(f"{job.name} has no JobSet (any more); there is nothing to stop.")
+    if job.keep and job.settings["queue"]:
+        raise UserError(
+            f"--keep leaves {job.name} suspended, and the queue {job.settings['queue']} would let "
+            f"it go on; end it by `{shlex.join(_delete(job))}`."
+        )
     if job.keep:
-        patch = json.dumps({"spec": {"suspend": True}})
-        tools.run([*_kubectl(job), "patch", "jobset", job.name, "--type=merge", "--patch", patch])
+        changes = {"metadata": {"annotations": {STOPPED: "true"}}, "spec": {"suspend": True}}
+        patch = ["--type=merge", "--patch", json.dumps(changes)]
+        tools.run([*_kubectl(job), "patch", "jobset", job.name, *patch])
     else:
-        tools.run([*_kubectl(job), "delete", "jobset", job.name, "--cascade=foreground"])
+        tools.run([*_delete(job), "--cascade=foreground"])
     print(f"{job.name}: stopped{', and kept' if job.keep else ' and deleted'}")
 
 
-def state(job: Job) -> State:
+def state(job: Job, folder: pathlib.Path) -> State:
     """Where the JobSet stands."""
     found = _found(job)
-    if found is None:
-        return State("deleted", ended=1)
-    told = found.get("status", {})
-    restarts = f", {told['restarts']} restarts" if told.get("restarts") else ""
-    if told.get("terminalState"):
-        return State(told["terminalState"] + restarts, ended=told["terminalState"] != "Completed")
-    if found["spec"].get("suspend"):
-        return State("waits in its queue")
-    ready = sum(part.get("ready", 0) for part in told.get("replicatedJobsStatus", ()))
-    return State(f"{ready} of {job.topology.slices} slices ready{restarts}")
+    return State("deleted", ended=1) if found is None else _standing(job, found)
 
 
 def faults(job: Job, files: dict[str, str]) -> list[str]:
@@ -210,6 +203,20 @@ def faults(job: Job, files: dict[str, str]) -> list[str]:
         for what, found, right in wanted
         if found != right
     ]
+
+
+def _standing(job: Job, found: dict) -> State:
+    """Where a JobSet stands that the cluster has."""
+    told = found.get("status", {})
+    restarts = f", {told['restarts']} restarts" if told.get("restarts") else ""
+    if told.get("terminalState"):
+        return State(told["terminalState"] + restarts, ended=told["terminalState"] != "Completed")
+    if found["spec"].get("suspend"):
+        if STOPPED in found["metadata"].get("annotations", {}):
+            return State("stopped", ended=1)
+        return State("waits in its queue")
+    ready = sum(part.get("ready", 0) for part in told.get("replicatedJobsStatus", ()))
+    return State(f"{ready} of {job.topology.slices} slices ready{restarts}")
 
 
 def _useless() -> dict:
@@ -248,7 +255,7 @@ def _pod(job: Job) -> dict:
     }
     volumes = [_volume(f"place-{index}", mount) for index, mount in enumerate(mounts)]
     if topology.chip.platform == "gpu":
-        # Where GKE's device plugin puts the driver.
+        # Where GKE's device plugin puts the driver, and no linker looks. CUDA is in the image.
         container["env"] = [{"name": "LD_LIBRARY_PATH", "value": "/usr/local/nvidia/lib64"}]
     spec = {
         "restartPolicy": "Never",
@@ -299,6 +306,10 @@ def _chips(job: Job) -> int:
 def _kubectl(job: Job) -> list[str]:
     settings = job.settings
     return ["kubectl", "--context", settings["context"], "--namespace", settings["namespace"]]
+
+
+def _delete(job: Job) -> list[str]:
+    return [*_kubectl(job), "delete", "jobset", job.name]
 
 
 def _found(job: Job) -> dict | None:

@@ -21,7 +21,8 @@ from data_pipelines.errors import UserError
 from data_pipelines.index import read_summary
 from data_pipelines.mixture import parse_spec
 from launch import progress, supervisor, tree
-from launch.job import Job, Setting
+from launch.job import Job, Setting, mark_submitted
+from launch.watch import State
 from uniwav_jax.training import lease
 
 SETTINGS = (
@@ -54,7 +55,7 @@ def submit(job: Job, folder: pathlib.Path) -> None:
     if found := faults(job, {}):
         raise UserError(" ".join(found))
     with lease.locked(folder):
-        if is_live(job, folder):
+        if _runs(supervisor.read(folder)):
             raise UserError(f"the job of {folder} is under way.")
         unpacked = folder / job.tree.removesuffix(".tar.gz")
         if not unpacked.exists():
@@ -77,31 +78,33 @@ def submit(job: Job, folder: pathlib.Path) -> None:
                 started.kill()
                 raise UserError(f"{shlex.join(command)} did not start; see {folder / LOG}.")
             time.sleep(POLL_SECONDS)
+        mark_submitted(folder)
 
 
-def is_live(job: Job, folder: pathlib.Path) -> bool:
-    """Whether the job runs, as far as can be seen from here."""
-    state = supervisor.read(folder)
-    return state is not None and state.state == supervisor.RUNNING and state.alive is not False
+def state(job: Job, folder: pathlib.Path) -> State:
+    """Where the job stands, as far as can be seen from here."""
+    found = supervisor.read(folder)
+    ended = None if _runs(found) else int(found.state != supervisor.DONE)
+    return State(_named(found), ended)
 
 
 def status(job: Job, folder: pathlib.Path) -> str:
     """State, attempts, step, and the last row of metrics, a line each."""
-    state = _submitted(folder)
+    found = supervisor.read(folder)
     row = progress.of_folder(job.workdir)
-    earlier = ", ".join(map(str, state.ends))
+    earlier = ", ".join(map(str, found.ends))
     shown = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k in ("loss", "seconds_a_step"))
     lines = {
-        "state": f"{_named(state)}, since {_ago(state.since)}",
+        "state": f"{_named(found)}, since {_ago(found.since)}",
         "step": f"{row.get('step', 0)}, saved {saved_step(pathlib.Path(job.workdir))}",
         "metrics": shown or "none yet",
-        "attempts": f"{len(state.ends) + (state.state == supervisor.RUNNING)} of at most "
+        "attempts": f"{len(found.ends) + (found.state == supervisor.RUNNING)} of at most "
         f"{job.max_restarts + 1}" + (f", ended with status {earlier}" if earlier else ""),
         "processes": "{processes} with {devices_per_process} devices each".format(**job.settings),
         "workdir": job.workdir,
         "log": str(folder / LOG),
     }
-    if state.state == supervisor.FAILED and (errors := _errors(folder)):
+    if found.state == supervisor.FAILED and (errors := _errors(folder)):
         lines["error"] = errors[-1]
     return "\n".join(f"{name:10}{text}" for name, text in lines.items())
 
@@ -110,8 +113,7 @@ def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> i
     """Prints the log, or what one process says in it; with `follow` until the job has ended."""
     if process is not None and not 0 <= process < job.settings["processes"]:
         raise UserError(f"--process {process}: there are 0 ... {job.settings['processes'] - 1}.")
-    _submitted(folder)
-    for line in _lines(job, folder, follow):
+    for line in _lines(folder, follow):
         if process is None or line.startswith(f"[{process}] "):
             print(line, flush=follow)
     return 0
@@ -121,7 +123,7 @@ def watch(job: Job, folder: pathlib.Path) -> int:
     """Follows the log to the job's end; 0 when it is done."""
     logs(job, folder, None, follow=True)
     print(status(job, folder))
-    return 0 if _submitted(folder).state == supervisor.DONE else 1
+    return state(job, folder).ended
 
 
 def stop(job: Job, folder: pathlib.Path) -> None:
@@ -130,20 +132,20 @@ def stop(job: Job, folder: pathlib.Path) -> None:
     Raises:
       UserError: the job has ended, or runs on another machine.
     """
-    state = _submitted(folder)
-    if not is_live(job, folder):
-        raise UserError(f"the job of {folder} has ended: {_named(state)}.")
-    if state.alive is None:
-        raise UserError(f"the job of {folder} runs on {state.host}; stop it there.")
-    _signal(state, signal.SIGTERM)
-    if not _ended(job, folder, job.grace):
+    found = supervisor.read(folder)
+    if not _runs(found):
+        raise UserError(f"the job of {folder} has ended: {_named(found)}.")
+    if found.alive is None:
+        raise UserError(f"the job of {folder} runs on {found.host}; stop it there.")
+    _signal(found, signal.SIGTERM)
+    if not _ended(folder, job.grace):
         print(f"not ended within --grace {job.grace} s: killing", file=sys.stderr)
         for _ in range(2):  # the second Ctrl-C kills
-            _signal(state, signal.SIGINT)
-            _ended(job, folder, 1.0)
-        _ended(job, folder, START_SECONDS)
+            _signal(found, signal.SIGINT)
+            _ended(folder, 1.0)
+        _ended(folder, START_SECONDS)
     step = saved_step(pathlib.Path(job.workdir))
-    print(f"{_submitted(folder).state}; step {step} is saved in {job.workdir}")
+    print(f"{supervisor.read(folder).state}; step {step} is saved in {job.workdir}")
 
 
 def faults(job: Job, files: dict[str, str]) -> list[str]:
@@ -166,13 +168,9 @@ def saved_step(workdir: pathlib.Path) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def _submitted(folder: pathlib.Path) -> supervisor.State:
-    state = supervisor.read(folder)
-    if state is None:
-        raise UserError(
-            f"the job of {folder} was not submitted; `python -m launch submit --job {folder}` does."
-        )
-    return state
+def _runs(state: supervisor.State | None) -> bool:
+    """Whether there is a supervisor that runs; one on another machine is believed to."""
+    return state is not None and state.state == supervisor.RUNNING and state.alive is not False
 
 
 def _named(state: supervisor.State) -> str:
@@ -186,24 +184,25 @@ def _signal(state: supervisor.State, number: int) -> None:
         os.kill(state.pid, number)
 
 
-def _ended(job: Job, folder: pathlib.Path, seconds: float) -> bool:
+def _ended(folder: pathlib.Path, seconds: float) -> bool:
     """Waits at most so long for the job's end; returns whether it has come."""
     deadline = time.monotonic() + seconds
-    while is_live(job, folder) and time.monotonic() < deadline:
+    while _runs(supervisor.read(folder)) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-    return not is_live(job, folder)
+    return not _runs(supervisor.read(folder))
 
 
 def _is_of(state: supervisor.State | None, pid: int) -> bool:
     return state is not None and state.pid == pid
 
 
-def _lines(job: Job, folder: pathlib.Path, follow: bool) -> Iterator[str]:
+def _lines(folder: pathlib.Path, follow: bool) -> Iterator[str]:
     """Lines of the log, without their ends; with `follow` those that come until the job ends."""
     with open(folder / LOG, encoding="utf-8", errors="replace") as file:
         begun = ""
         while True:
-            live = follow and is_live(job, folder)  # before reading: nothing may come after
+            # Asked before reading: nothing may come after.
+            live = follow and _runs(supervisor.read(folder))
             for line in file:
                 begun += line
                 if begun.endswith("\n"):

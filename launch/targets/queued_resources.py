@@ -9,11 +9,12 @@ are taken away: `watch` then deletes the queued resource and creates it again.
 """
 
 import pathlib
+import time
 
 from data_pipelines.errors import UserError
-from launch import environment, progress, tools
-from launch.job import Job, Setting, mark_submitted, submitted
-from launch.watch import State, follow
+from launch import environment, tools
+from launch.job import Job, Setting, mark_submitted
+from launch.watch import State, follow, line, patiently
 from uniwav_jax.compile import chips
 
 PLATFORMS = ("tpu",)
@@ -63,7 +64,9 @@ def render(job: Job) -> dict[str, str]:
         "# shellcheck disable=SC2329  # the trap calls it",
         "finish() {",
         "  status=$?",
+        "  # Each of these is done, whatever became of the one before.",
         "  set +e",
+        "  trap '' TERM INT",
         f'  gcloud storage cp {WORK}/job.log "{place}/logs/$(hostname).log" ||',
         '    echo "the log could not be copied" >&2',
         "  # Taken away, or stopped by its user: others look after the rest.",
@@ -75,7 +78,7 @@ def render(job: Job) -> dict[str, str]:
         "}",
         "told=''",
         "trap finish EXIT",
-        "trap 'told=1; exit 143' TERM INT",
+        environment.HALT,
         f"cat > {WORK}/start.sh <<'START'",
         f"{start}START",
         f"gcloud storage cp {place}/{job.tree} {WORK}/",
@@ -114,24 +117,16 @@ def submit(job: Job, folder: pathlib.Path) -> None:
     mark_submitted(folder)
 
 
-def is_live(job: Job, folder: pathlib.Path) -> bool:
-    """Whether it was submitted and has not ended."""
-    return submitted(folder) is not None and state(job).ended is None
-
-
 def status(job: Job, folder: pathlib.Path) -> str:
     """The queued resource's state and the run's last step."""
-    if submitted(folder) is None:
-        return f"{job.name}: not submitted"
     slices = f"{job.topology.slices} x " if job.topology.slices > 1 else ""
     what = f"{slices}{accelerator(job.topology)[0]} in {job.settings['zone']}"
-    far = progress.words(progress.of_bucket(job.workdir))
-    return f"{job.name}: {state(job).words}, {what}, {far}"
+    return line(job, state(job, folder), what)
 
 
 def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> int:
     """The log of process 0, or of another one, from its VM; of an ended job those in WORKDIR."""
-    if state(job).ended is not None:
+    if state(job, folder).ended is not None:
         place = f"{job.workdir}/{environment.JOB_FOLDER}/logs/*"
         return tools.show(["gcloud", "storage", "cat", "--display-url", place])
     node, worker = divmod(process or 0, job.topology.slice_hosts)
@@ -142,15 +137,26 @@ def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> i
 def watch(job: Job, folder: pathlib.Path) -> int:
     """Follows the job, and creates its queued resource again when it was taken away."""
 
+    def look() -> State:
+        ended, found = _ended(job), _state(job)
+        if found is not None and 0 < len(ended) < job.hosts:
+            # The VMs would wait no longer for each other; and one that has died never says its end.
+            time.sleep(LINGER_SECONDS)
+            ended, found = _ended(job), None
+        return _standing(job, ended, found)
+
     def again() -> None:
         # What an attempt before this one has done already is not done twice.
         tools.run(_delete(job), absent="NOT_FOUND")
         tools.run(commands(job, folder)[-1], absent="ALREADY_EXISTS")
 
-    result = follow(job.name, lambda: state(job), again, job.max_restarts)
-    # The VMs may lack the right to delete themselves.
-    if not job.keep and _state(job) is not None:
-        tools.run(_delete(job))
+    def clean() -> None:
+        # The VMs may lack the right to delete themselves.
+        if not job.keep and _state(job) is not None:
+            tools.run(_delete(job), absent="NOT_FOUND")
+
+    result = follow(job.name, look, again, job.max_restarts)
+    patiently(job.name, clean)
     return result
 
 
@@ -169,19 +175,9 @@ def stop(job: Job, folder: pathlib.Path) -> None:
     print(f"{job.name}: stopped{', and kept' if job.keep else ' and deleted'}")
 
 
-def state(job: Job) -> State:
+def state(job: Job, folder: pathlib.Path) -> State:
     """Where the job stands, by what its hosts have said at their end and by its resource."""
-    ended, found = _ended(job), _state(job)
-    # The others may still be copying their logs; the first deletes them after a minute.
-    if ended and (len(ended) >= job.hosts or found is None):
-        return State(f"ended with status {max(ended)}", ended=max(ended))
-    if found is None:
-        return State("deleted before its end", ended=1)
-    if ended:
-        return State(f"ended on {len(ended)} of {job.hosts} hosts")
-    if found == "ACTIVE" and "PREEMPTED" in _nodes(job):
-        return State("PREEMPTED", lost=True)
-    return State(found, lost=found in ("SUSPENDED", "FAILED"))
+    return _standing(job, _ended(job), _state(job))
 
 
 def faults(job: Job, files: dict[str, str]) -> list[str]:
@@ -223,6 +219,20 @@ def _usual_shape(topology: chips.Topology) -> tuple[int, ...]:
             if shape[1] <= shape[2] and all(side % 4 == 0 for side in shape):
                 found.append(shape)
     return min(found, key=sum)
+
+
+def _standing(job: Job, ended: list[int], found: str | None) -> State:
+    """Where a job stands whose hosts have ended so and whose resource is in that state."""
+    # The others may still be copying their logs; the first deletes them after a minute.
+    if ended and (len(ended) >= job.hosts or found is None):
+        return State(f"ended with status {max(ended)}", ended=max(ended))
+    if found is None:
+        return State("deleted before its end", ended=1)
+    if ended:
+        return State(f"ended on {len(ended)} of {job.hosts} hosts")
+    if found == "ACTIVE" and "PREEMPTED" in _nodes(job):
+        return State("PREEMPTED", lost=True)
+    return State(found, lost=found in ("SUSPENDED", "FAILED"))
 
 
 def _queued(job: Job, verb: str) -> list[str]:

@@ -10,10 +10,10 @@ import re
 import yaml
 
 from data_pipelines.errors import UserError
-from launch import environment, progress, tools
-from launch.job import Job, Setting, mark_submitted, submitted
+from launch import environment, tools
+from launch.job import Job, Setting, mark_submitted
 from launch.targets import queued_resources
-from launch.watch import State, follow
+from launch.watch import State, follow, line
 
 PLATFORMS = ("tpu", "gpu")
 SOURCES = ("image",)
@@ -24,8 +24,6 @@ SETTINGS = (
 FILE = "sky.yaml"
 GPUS = {"rtx4090": "RTX4090", "a100": "A100-80GB", "h100": "H100", "h200": "H200"}
 COORDINATOR_PORT = 8476
-# SIGTERM, saved: the machine is being taken away, and SkyPilot gets another one.
-PREEMPTED = 75
 STATES = re.compile(
     r"\b(PENDING|STARTING|RUNNING|WINDING_DOWN|RECOVERING|SUCCEEDED|FAILED\w*|CANCELL\w+)"
 )
@@ -49,7 +47,8 @@ def render(job: Job) -> dict[str, str]:
     resources["use_spot"] = job.spot
     resources["job_recovery"] = {
         "max_restarts_on_errors": 0,
-        "recover_on_exit_codes": [PREEMPTED],
+        # The machine is being taken away, and SkyPilot gets another one.
+        "recover_on_exit_codes": [environment.PREEMPTED],
     }
     task = {
         "name": job.name,
@@ -88,17 +87,9 @@ def submit(job: Job, folder: pathlib.Path) -> None:
     mark_submitted(folder)
 
 
-def is_live(job: Job, folder: pathlib.Path) -> bool:
-    """Whether it was submitted and has not ended."""
-    return submitted(folder) is not None and state(job).ended is None
-
-
 def status(job: Job, folder: pathlib.Path) -> str:
     """The managed job's state and the run's last step."""
-    if submitted(folder) is None:
-        return f"{job.name}: not submitted"
-    far = progress.words(progress.of_bucket(job.workdir))
-    return f"{job.name}: {state(job).words}, {far}"
+    return line(job, state(job, folder))
 
 
 def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> int:
@@ -111,7 +102,7 @@ def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> i
 
 def watch(job: Job, folder: pathlib.Path) -> int:
     """Follows the job, which SkyPilot recovers by itself, to its end."""
-    return follow(job.name, lambda: state(job))
+    return follow(job.name, lambda: state(job, folder))
 
 
 def stop(job: Job, folder: pathlib.Path) -> None:
@@ -120,7 +111,7 @@ def stop(job: Job, folder: pathlib.Path) -> None:
     print(f"{job.name}: cancelled; SkyPilot deletes its machines")
 
 
-def state(job: Job) -> State:
+def state(job: Job, folder: pathlib.Path) -> State:
     """Where the newest managed job of this name stands."""
     listed = tools.run(["sky", "jobs", "queue", "--all"])
     rows = [row for row in listed.splitlines() if job.name in row.split()]

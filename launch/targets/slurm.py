@@ -11,10 +11,10 @@ import re
 import shlex
 
 from data_pipelines.errors import UserError
-from launch import environment, progress, tools
+from launch import environment, tools
 from launch.job import SOURCES as ALL_SOURCES
 from launch.job import Job, Setting, mark_submitted, submitted
-from launch.watch import State, follow
+from launch.watch import State, follow, line
 
 PLATFORMS = ("gpu",)
 SOURCES = ALL_SOURCES
@@ -90,18 +90,9 @@ def submit(job: Job, folder: pathlib.Path) -> None:
     print(f"Slurm's job {number}")
 
 
-def is_live(job: Job, folder: pathlib.Path) -> bool:
-    """Whether it was submitted and has not ended."""
-    return submitted(folder) is not None and state(job, folder).ended is None
-
-
 def status(job: Job, folder: pathlib.Path) -> str:
     """Slurm's number and state, and the run's last step."""
-    mark = submitted(folder)
-    if mark is None:
-        return f"{job.name}: not submitted"
-    far = progress.words(progress.of_folder(job.workdir))
-    return f"{job.name}: {state(job, folder).words}, Slurm's job {mark['number']}, {far}"
+    return line(job, state(job, folder), f"Slurm's job {submitted(folder)['number']}")
 
 
 def logs(job: Job, folder: pathlib.Path, process: int | None, follow: bool) -> int:
@@ -121,10 +112,11 @@ def watch(job: Job, folder: pathlib.Path) -> int:
 
 def stop(job: Job, folder: pathlib.Path) -> None:
     """Lets the processes save and end; a job that still waits is cancelled."""
-    if not is_live(job, folder):
+    found = state(job, folder)
+    if found.ended is not None:
         raise UserError(f"{job.name} is not in Slurm's queue (any more); nothing is to be stopped.")
     number = submitted(folder)["number"]
-    waits = state(job, folder).words in ("PENDING", "CONFIGURING")
+    waits = found.words in ("PENDING", "CONFIGURING")
     (folder / STOPPED).touch()
     tools.run(["scancel", *([] if waits else ["--signal=TERM"]), number])
     print(f"{job.name}: {'cancelled' if waits else 'saves and ends'}")

@@ -55,6 +55,9 @@ def test_what_crosses_slices_or_hosts_goes_by_the_network():
     [
         ("v5e:16x16", 64, 256),
         ("v5e:1x1", 1, 1),
+        ("v5e:2x4", 1, 8),  # v5litepod-8 is one VM, with 8 chips
+        ("v6e:2x4", 1, 8),
+        ("v6e:4x4", 4, 16),
         ("v5p:4x4x4", 16, 64),
         ("v4:2x2x1", 1, 4),
         ("tpu7x:2x2x1", 1, 8),  # two devices a chip

@@ -1,5 +1,7 @@
 """What the tests of jobs share."""
 
+import pathlib
+
 import pytest
 
 from launch import tree, watch
@@ -26,9 +28,20 @@ def programs(tmp_path, monkeypatch) -> jobs.Programs:
     return jobs.Programs(tmp_path / "programs", monkeypatch)
 
 
+@pytest.fixture(scope="session")
+def unpacked(packed, tmp_path_factory) -> pathlib.Path:
+    """The packed checkout, unpacked once."""
+    return tree.unpack(packed.path, tmp_path_factory.mktemp("unpacked"))
+
+
 @pytest.fixture
-def light(packed, monkeypatch):
-    """Jobs are given the tree that `packed` is, instead of one each."""
+def light(packed, unpacked, monkeypatch):
+    """Jobs are given the tree that `packed` is, instead of one each; it is unpacked once."""
+    unpack = tree.unpack
+
+    def unpacked_before(path, folder):
+        same = path.is_file() and path.samefile(packed.path)
+        return unpacked if same else unpack(path, folder)
 
     def pack(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,3 +51,4 @@ def light(packed, monkeypatch):
         return tree.Tree(path, packed.commit, packed.changed)
 
     monkeypatch.setattr(tree, "pack", pack)
+    monkeypatch.setattr(tree, "unpack", unpacked_before)

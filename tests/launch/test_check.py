@@ -1,11 +1,15 @@
 """Faulty jobs, each refused by `check` with a sentence that names the fault."""
 
+import functools
 import pathlib
+import subprocess
 import sys
 
 import pytest
 
 from launch import __main__ as cli
+from launch import tree
+from tests import runs
 from tests.launch import jobs
 
 pytestmark = pytest.mark.usefixtures("light")
@@ -230,6 +234,20 @@ def test_a_file_is_missing(tmp_path, capsys):
     assert "lacks start.sh" in the(checked(capsys, "--job", folder))
 
 
+def test_another_tree_than_the_rendered_one(tmp_path, capsys):
+    folder = jobs.render(tmp_path / "job", jobs.GKE)
+    (archive,) = folder.glob("tree-*.tar.gz")
+    content = archive.read_bytes()
+    archive.unlink()  # a link to what other tests use
+    archive.write_bytes(content[:-1] + b"x")
+    capsys.readouterr()
+    assert "is damaged: its bytes have another digest" in the(checked(capsys, "--job", folder))
+    archive.unlink()
+    for command in ("check", "submit"):
+        assert cli.main([command, "--job", str(folder)]) == 2
+        assert f"{archive} is missing; render the job again" in capsys.readouterr().err
+
+
 def test_all_faults_are_listed(faults_of):
     arguments = jobs.changed(jobs.GKE, workdir="/runs/first", grace=5, image="lab/uniwav")
     faults = faults_of(arguments, "--config.training.batch_size=7", "--", "--data", "x")
@@ -276,6 +294,79 @@ def test_the_program_that_does_not_fit_is_a_fault(tmp_path, capsys, monkeypatch)
         *("-m", "uniwav_jax", "compile", "--config", "configs/large.py"),
         *("--topology", "v5p:4x4x4", "--config.training.steps=9"),
     ]
+
+
+def test_what_is_checked_is_the_packed_tree(tmp_path, capsys, monkeypatch):
+    """Of a checkout that goes on changing, in which a stand-in compiles."""
+    root = tmp_path / "checkout"
+    for name in ("configs", "uniwav_jax"):
+        (root / name).mkdir(parents=True)
+    for name in ("configs/large.py", "configs/common.py"):
+        (root / name).write_text((runs.ROOT / name).read_text())
+    (root / "uniwav_jax" / "__init__.py").touch()
+    program = root / "uniwav_jax" / "__main__.py"
+    program.write_text("raise SystemExit('error: as it was packed')\n")
+    common = root / "configs" / "common.py"
+    text = common.read_text()
+    assert text.count("config.seed = 0\n") == 1
+    common.write_text(text.replace("config.seed = 0\n", "config.seed = 0\n    config.later = 1\n"))
+    for arguments in (["init", "--quiet", "."], ["add", "."]):
+        subprocess.run(["git", *arguments], cwd=root, check=True)
+    author = ("-c", "user.name=n", "-c", "user.email=e@e")
+    subprocess.run(["git", *author, "commit", "--quiet", "-m", "one"], cwd=root, check=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(tree, "ROOT", root)
+    monkeypatch.setattr(tree, "pack", functools.partial(tree.pack, root=root))
+    folder = jobs.render(tmp_path / "job", jobs.GKE, "--config.later=2")
+    common.write_text(text)
+    program.write_text("")
+    capsys.readouterr()
+    assert not checked(capsys, "--job", folder)
+    assert cli.main(["check", "--job", str(folder)]) == 2
+    assert capsys.readouterr().err == (
+        "error: configs/large.py does not compile for v5p:4x4x4: as it was packed\n"
+    )
+
+
+LOCAL = (
+    *("local", "--config", "configs/tiny.py", "--workdir", "run", "--processes", "2"),
+    *("--devices-per-process", "2"),
+)
+
+
+def test_a_job_on_this_machine_is_checked_and_compiled_for_all_its_devices(
+    tmp_path, capsys, monkeypatch, small_shards
+):
+    local = [*LOCAL, "--data", str(small_shards), "--output", str(tmp_path / "job")]
+    for field, said in (
+        ("parallel.fsdp=3", "error: on 2 x 2 CPU devices: parallel: slices=1 x data=-1 x fsdp=3"),
+        ("training.batch_size=6", "error: on 2 x 2 CPU devices: training.batch_size = 6 is not"),
+    ):
+        for command in ("check", "submit"):
+            assert cli.main([command, *local, f"--config.{field}"]) == 2
+            assert said in capsys.readouterr().err
+    assert not (tmp_path / "job" / "submitted.json").exists()
+    script = tmp_path / "python"
+    script.write_text(
+        f'#!/bin/sh\necho "$JAX_PLATFORMS $JAX_NUM_CPU_DEVICES $@" > {tmp_path}/call\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    assert cli.main(["check", *local]) == 0
+    assert capsys.readouterr().out == "run: no faults found\n"
+    assert (tmp_path / "call").read_text().split() == [
+        *("cpu", "4", "-m", "uniwav_jax", "compile", "--config", "configs/tiny.py"),
+        *("--topology", "local"),
+    ]
+
+
+@pytest.mark.slow
+def test_a_job_on_this_machine_compiles(tmp_path, capfd, small_shards):
+    fields = ("encoder.depth=1", "teacher.targets=1", "objective.decoder_weight=0")
+    arguments = [*LOCAL, "--data", str(small_shards), *(f"--config.{field}" for field in fields)]
+    assert cli.main(["check", *arguments, "--output", str(tmp_path / "job")]) == 0
+    said = capfd.readouterr().out
+    assert "slice 1 x data 4 x" in said and "no faults found\n" in said
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from launch import job as jobs_module
 from tests.launch import jobs
 
 pytestmark = pytest.mark.usefixtures("light")
+CONTEXT = "--context gke_lab_zone_pods --namespace default"
 
 
 def refused(capsys, *arguments) -> str:
@@ -23,18 +24,21 @@ def refused(capsys, *arguments) -> str:
 def test_render_needs_no_program_of_a_cloud(target, tmp_path, programs, capsys):
     folder = jobs.render(tmp_path / "job", jobs.ALL[target])
     said = capsys.readouterr().out
-    assert (
-        "submit would run" in said
-        and "tree-DIGEST.tar.gz" in said
-        or target
-        in (
-            "slurm",
-            "skypilot",
-        )
-    )
-    for line in said.split("submit would run")[0].splitlines():
+    files, commands = said.split("submit would run\n")
+    for line in files.splitlines():
         assert (folder.parent / line).is_file()
-    assert [path.name for path in folder.glob("tree-*.tar.gz")]
+    (packed,) = folder.glob("tree-*.tar.gz")
+    assert packed.name not in commands  # it is another one with every change
+    upload = f"gcloud storage cp --no-clobber {folder}/tree-DIGEST.tar.gz gs://bucket/runs/first/job/"
+    begun = {
+        "tpu-vm": [upload, "gcloud compute tpus queued-resources create first "],
+        "gke": [upload, f"kubectl {CONTEXT} create --filename {folder}/jobset.yaml"],
+        "slurm": [f"sbatch --parsable --chdir {folder} {folder}/job.sbatch"],
+        "skypilot": [f"sky jobs launch --name first --workdir {folder} "],
+    }[target]
+    for line, words in zip(commands.splitlines(), begun, strict=True):
+        assert line.startswith(f"  {words}")
+    assert not any(programs.calls(name) for name in ("gcloud", "kubectl", "sbatch", "sky"))
 
 
 @pytest.mark.parametrize("target", jobs.ALL)
@@ -123,8 +127,8 @@ def test_which_job_is_meant(tmp_path, capsys, monkeypatch):
     assert "name a TARGET" in refused(capsys, "submit")
     assert "name a TARGET" in refused(capsys, "check", "--job", "x", *jobs.TPU)
     assert cli.main(["render", *jobs.changed(jobs.GKE, name="named")]) == 0
-    assert cli.main(["status", "named"]) == 0
-    assert "named: not submitted" in capsys.readouterr().out
+    for command in ("status", "logs", "watch", "stop"):
+        assert "runs/jobs/named was not submitted" in refused(capsys, command, "named")
 
 
 @pytest.mark.parametrize(

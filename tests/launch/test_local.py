@@ -125,11 +125,11 @@ def test_a_job_that_ends_by_itself_is_watched_to_its_end(pod, monkeypatch, small
 
 
 def test_a_mistake_ends_the_job_at_once_and_is_shown(pod):
-    pod.submit(parallel__data=3, **ENDLESS)
+    pod.submit(arguments=("--", "--init-from", str(pod.folder / "nowhere")))
     assert "failed, after status 2" in pod("watch", status=1)
     assert pod.state().ends == (2,)
     shown = pod("status")
-    said = r"^error +\[0\] error: parallel: slices=1 x data=3 .* does not fit"
+    said = rf"^error +\[0\] error: {pod.folder}/nowhere holds no run"
     assert re.search(said, shown, re.MULTILINE)
 
 

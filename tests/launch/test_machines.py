@@ -13,6 +13,7 @@ from launch.targets import queued_resources
 from tests import runs
 from tests.launch import jobs
 from tests.launch.test_scripts import program, wait_for
+from tests.multiprocess.test_local import wait_until
 
 pytestmark = pytest.mark.usefixtures("light")
 
@@ -145,8 +146,24 @@ def test_one_host_is_one_process_and_several_are_told_so(tmp_path):
         '--processes 2 --process "$JOB_COMPLETION_INDEX" --coordinator first-host-0-0.first:8476'
         in (gpus / "jobset.yaml").read_text()
     )
+    eight = jobs.render(tmp_path / "eight", jobs.TPU)  # v5litepod-8 is one VM
+    assert "--expect-devices 8" in (eight / "startup.sh").read_text()
+    assert "--processes" not in (eight / "startup.sh").read_text()
+    pod = jobs.render(tmp_path / "pod", jobs.changed(jobs.GKE, topology="v6e:2x4"))
+    text = (pod / "jobset.yaml").read_text()
+    assert "parallelism: 1\n" in text and "google.com/tpu: 8\n" in text
     sky = jobs.render(tmp_path / "sky", jobs.SKY)
     assert '--process "$SKYPILOT_NODE_RANK"' in (sky / "start.sh").read_text()
+
+
+def test_gpu_drivers_are_found(tmp_path):
+    """Where GKE puts them, and by what enroot goes before it mounts them."""
+    for topology, found in (("h100:1x8", True), ("v5p:4x4x4", False)):
+        folder = jobs.render(tmp_path / topology, jobs.changed(jobs.GKE, topology=topology))
+        lines = "name: LD_LIBRARY_PATH\n                value: /usr/local/nvidia/lib64\n"
+        assert (lines in (folder / "jobset.yaml").read_text()) == found
+    text = (runs.ROOT / "launch" / "Dockerfile").read_text()
+    assert "ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility\n" in text
 
 
 def test_the_image_is_made_for_each_accelerator(tmp_path):
@@ -169,10 +186,13 @@ def test_the_image_is_made_for_each_accelerator(tmp_path):
     assert refused.returncode
 
 
-# Records its calls; a copy of the packed tree fails if there is a file `unreachable`.
+# Records its calls; fails, or waits for a file `go`, where the call is like the pattern.
 GCLOUD = """#!/bin/bash
 echo "$*" >> "{folder}/gcloud"
-case "$*" in *tree-*) if [ -e "{folder}/unreachable" ]; then exit 1; fi ;; esac
+case "$*" in
+  $FAIL) exit 1 ;;
+  $WAIT) touch "{folder}/waiting"; while [ ! -e "{folder}/go" ]; do sleep 0.02; done ;;
+esac
 """
 
 
@@ -184,13 +204,13 @@ def virtual_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(queued_resources, "WORK", str(tmp_path / "work"))
     program(tmp_path / "bin" / "docker", DOCKER.format(folder=tmp_path))
     program(tmp_path / "bin" / "gcloud", GCLOUD.format(folder=tmp_path))
-    folder = jobs.render(tmp_path / "job", jobs.TPU)
 
-    def run(statuses: str) -> subprocess.Popen:
+    def run(statuses: str, *more: str, fail: str = "-", wait: str = "-") -> subprocess.Popen:
+        folder = jobs.render(tmp_path / "job", jobs.TPU, *more)
         (tmp_path / "statuses").write_text(f"{statuses}\n")
         return subprocess.Popen(
             ["bash", folder / "startup.sh"],
-            env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+            env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "FAIL": fail, "WAIT": wait},
         )
 
     return run
@@ -208,13 +228,26 @@ def test_a_virtual_machine_ends_with_its_job(virtual_machine, tmp_path, status):
     assert virtual_machine(f"{status}").wait(timeout=20) == status
     assert called(tmp_path) == ["log", "mark", "delete"]
     assert (tmp_path / "work" / "ended").read_text() == f"{status}\n"
+    assert virtual_machine("0").wait(timeout=20) == 0  # booted once more
+    assert called(tmp_path) == ["log", "mark", "delete"]
 
 
-def test_a_virtual_machine_that_can_not_begin_is_deleted_too(virtual_machine, tmp_path):
-    """What it copies first is not there: it must not stay, idle and paid for."""
-    (tmp_path / "unreachable").touch()
-    assert virtual_machine("0").wait(timeout=20) == 1
+@pytest.mark.parametrize("call", ["*tree-*", "*configure-docker*"])
+def test_a_virtual_machine_that_can_not_begin_is_deleted_too(virtual_machine, tmp_path, call):
+    """What it wants first is not there: it must not stay, idle and paid for."""
+    assert virtual_machine("0", fail=call).wait(timeout=20) == 1
     assert called(tmp_path) == ["log", "mark", "delete"] and not (tmp_path / "docker").exists()
+
+
+@pytest.mark.parametrize("call", ["*/logs/*", "*/ended/*"])
+def test_a_virtual_machine_that_can_not_say_its_end_is_deleted_too(virtual_machine, tmp_path, call):
+    assert virtual_machine("0", fail=call).wait(timeout=20) == 0
+    assert called(tmp_path) == ["log", "mark", "delete"]
+
+
+def test_a_virtual_machine_that_is_kept_says_its_end(virtual_machine, tmp_path):
+    assert virtual_machine("3", "--keep").wait(timeout=20) == 3
+    assert called(tmp_path) == ["log", "mark"]
 
 
 def test_a_virtual_machine_that_is_taken_away_is_left_to_the_watcher(virtual_machine, tmp_path):
@@ -223,3 +256,25 @@ def test_a_virtual_machine_that_is_taken_away_is_left_to_the_watcher(virtual_mac
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 75
     assert called(tmp_path) == ["log"] and not (tmp_path / "work" / "ended").exists()
+
+
+def test_a_virtual_machine_that_is_taken_away_before_it_trains(virtual_machine, tmp_path):
+    process = virtual_machine("0", wait="*tree-*")
+    wait_for(tmp_path, "waiting")
+    process.send_signal(signal.SIGTERM)
+    (tmp_path / "go").touch()
+    assert process.wait(timeout=20) == 75
+    assert called(tmp_path) == ["log"] and not (tmp_path / "docker").exists()
+
+
+def test_a_virtual_machine_that_is_taken_away_between_two_attempts(
+    virtual_machine, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(environment, "RESTART_SECONDS", 0.5)
+    process = virtual_machine("5 0")
+    log = tmp_path / "work" / "job.log"
+    wait_until(lambda: log.exists() and "restart 1 of 10" in log.read_text())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 75
+    assert called(tmp_path) == ["log"]
+    assert len((tmp_path / "docker").read_text().splitlines()) == 1

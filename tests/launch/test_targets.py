@@ -1,5 +1,7 @@
 """Submitting, watching and stopping, against stand-ins that record what they are called with."""
 
+import json
+
 import pytest
 
 from launch import __main__ as cli
@@ -149,14 +151,25 @@ def test_a_watcher_outlives_what_passes(submitted, programs, capfd, monkeypatch)
     monkeypatch.setattr(watch, "PATIENCE", 3)
     programs.play("gcloud", storage_cat=[(1, "ERROR: 403 forbidden")])
     assert "403 forbidden" in launch(capfd, "watch", "--job", folder, status=2)
+    away = (1, "ERROR: no network")  # while what has ended is looked for, to be deleted
+    programs.play("gcloud", storage_cat=["0\n"], describe=["ACTIVE", away, "ACTIVE"])
+    launch(capfd, "watch", "--job", folder)
+    assert programs.calls("gcloud")[-1][3] == "delete"
 
 
-def test_the_first_host_that_ends_does_not_end_the_job(submitted, programs, capfd):
+def test_the_first_host_that_ends_does_not_end_the_job(submitted, programs, capfd, monkeypatch):
     """The others may still save and copy their logs; those that never end are deleted with it."""
-    folder = submitted(jobs.TPU, "gcloud", storage_cat=[NONE])
-    programs.play("gcloud", storage_cat=["0\n", "0\n", "0\n3\n"], describe=["ACTIVE"])
-    said = launch(capfd, "watch", "--job", folder, status=1)
-    assert "ended on 1 of 2 hosts" in said and "ended with status 3" in said
+    slept = []
+    monkeypatch.setattr(watch.time, "sleep", slept.append)
+    four = jobs.changed(jobs.TPU, topology="v5e:4x4")
+    folder = submitted(four, "gcloud", storage_cat=[NONE])
+    programs.play("gcloud", storage_cat=["0\n"] * 3 + ["0\n3\n0\n0\n"], describe=["ACTIVE"])
+    assert "ended on 1 of 4 hosts" in launch(capfd, "status", "--job", folder)
+    assert "ended with status 3" in launch(capfd, "watch", "--job", folder, status=1)
+    assert slept == [60] and programs.calls("gcloud")[-1][3] == "delete"
+    programs.play("gcloud", storage_cat=["0\n"], describe=["ACTIVE"])  # the others are dead
+    assert "ended with status 0" in launch(capfd, "watch", "--job", folder)
+    assert slept == [60, 60] and programs.calls("gcloud")[-1][3] == "delete"
     programs.play("gcloud", storage_cat=["0\n"], describe=[GONE])
     assert "ended with status 0" in launch(capfd, "status", "--job", folder)
 
@@ -291,10 +304,15 @@ def test_gke_an_ended_jobset_makes_room(submitted, programs, capfd):
 def test_gke_a_jobset_that_has_not_ended_is_left_alone(tmp_path, programs, capfd):
     """It may be a colleague's: this folder knows nothing of it."""
     programs.play("gcloud")
-    programs.play("kubectl", get_jobset=[JOBSET % '{"replicatedJobsStatus": [{"ready": 1}]}'])
-    said = launch(capfd, "submit", *jobs.GKE, "--output", tmp_path / "job", status=2)
-    assert "has a JobSet first that has not ended" in said and said.count("\n") == 1
-    assert not programs.calls("kubectl", "delete") and not programs.calls("kubectl", "create")
+    running = JOBSET % '{"replicatedJobsStatus": [{"ready": 1}]}'
+    waiting = '{"metadata": {}, "spec": {"suspend": true}}'
+    for there, words in ((running, "1 of 1 slices ready"), (waiting, "waits in its queue")):
+        programs.play("kubectl", get_jobset=[there])
+        said = launch(capfd, "submit", *jobs.GKE, "--output", tmp_path / "job", status=2)
+        assert f"has a JobSet first that has not ended ({words})" in said
+        assert said.count("\n") == 1
+    assert {call[4] for call in programs.calls("kubectl")} == {"get"}
+    assert not programs.calls("gcloud") and not (tmp_path / "job" / "submitted.json").exists()
 
 
 def test_gke_keeps_what_is_to_be_kept(submitted, programs, capfd):
@@ -303,7 +321,21 @@ def test_gke_keeps_what_is_to_be_kept(submitted, programs, capfd):
     programs.play("kubectl", get_jobset=[JOBSET % "{}"])
     assert "stopped, and kept" in launch(capfd, "stop", "--job", folder)
     assert not programs.calls("kubectl", "delete")
-    assert programs.calls("kubectl", "patch")[-1][-1] == '{"spec": {"suspend": true}}'
+    changes = json.loads(programs.calls("kubectl", "patch")[-1][-1])
+    assert changes["spec"] == {"suspend": True}
+    programs.play("kubectl", get_jobset=[json.dumps(changes)])
+    assert "first: stopped" in launch(capfd, "watch", "--job", folder, status=1)
+    launch(capfd, "submit", "--job", folder)
+    assert [call[4] for call in programs.calls("kubectl")[-2:]] == ["delete", "create"]
+
+
+def test_gke_a_queue_would_let_a_suspended_jobset_go_on(submitted, programs, capfd):
+    programs.play("gcloud")
+    folder = submitted([*jobs.GKE, "--keep", "--queue", "night"], "kubectl", get=[NO_JOBSET])
+    programs.play("kubectl", get_jobset=[JOBSET % "{}"])
+    said = launch(capfd, "stop", "--job", folder, status=2)
+    assert "the queue night would let it go on" in said and "delete jobset first`" in said
+    assert programs.calls("kubectl")[-1][4] == "get"
 
 
 # ---- Slurm --------------------------------------------------------------------------------------

@@ -75,6 +75,9 @@ KINDS = {
 # Slices of two dimensions that Google rents out; those of three want every side to be 2, 4 or a
 # multiple of 4 (or 1 for the last, on a single host).
 FLAT_SLICES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+# Up to 2x4 they are one host, though the hosts of larger ones have 4 chips: v5litepod-8 and v6e-8
+# are one VM, and one node of GKE (ct5lp-hightpu-8t, ct6e-standard-8t; also sold as two of 4).
+FLAT_HOST_CHIPS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +121,8 @@ class Topology:
         """Hosts of a slice."""
         if self.chip.platform == "gpu":
             return self.shape[0]
+        if self.chip.axes == 2 and self.slice_chips <= FLAT_HOST_CHIPS:
+            return 1
         return max(1, self.slice_chips // self.chip.host_chips)
 
     @property
