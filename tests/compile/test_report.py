@@ -26,6 +26,7 @@ def compiled():
     return config, aot.compile_step(config, jax.devices())
 
 
+@pytest.mark.slow
 def test_arguments_are_the_shards_of_state_constants_and_batch():
     config, step = compiled()
     found = report.report(config, None, step, report.read_prices())

@@ -58,7 +58,13 @@ def look_at_everything(folder, truth) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "group", [0, 1, *(pytest.param(group, marks=pytest.mark.slow) for group in range(2, 10))]
+    "group",
+    # A tenth at every change, two tenths more in CI, all of them before a release.
+    [
+        0,
+        *(pytest.param(group, marks=pytest.mark.slow) for group in (1, 2)),
+        *(pytest.param(group, marks=pytest.mark.long) for group in range(3, 10)),
+    ],
 )
 def test_200_damaged_shard_folders(shards, truth, tmp_path, group):
     for number in range(group, 200, 10):

@@ -53,6 +53,7 @@ def test_there_through_pytorch_and_back_to_the_bit(exported, small_run, tmp_path
     assert read_run(tmp_path / "back")["id"] == read_run(small_run)["id"]
 
 
+@pytest.mark.slow
 def test_a_run_begins_from_an_imported_one_but_does_not_go_on(exported, small_shards, tmp_path):
     back = tmp_path / "back"
     assert main(["import", str(exported), "--workdir", str(back)]) == 0

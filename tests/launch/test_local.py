@@ -79,6 +79,7 @@ def pod(tmp_path, small_shards, monkeypatch, capfd):
         os.kill(state.pid, signal.SIGKILL)  # and with it its children
 
 
+@pytest.mark.slow
 def test_a_job_survives_sigterm_of_a_process_and_ends_when_it_is_stopped(pod):
     said = pod.submit(2, 2, **ENDLESS)
     assert f"python -m launch status --job {pod.job}" in said

@@ -215,7 +215,9 @@ def test_section_by_hand():
     "changed, absent, sentence",
     [
         ({"objective.decoder_weight": 0.0}, "flow_matching_validation_loss", "no decoder"),
-        ({"encoder.depth": 0}, "codebook_perplexity", "no layers"),
+        pytest.param(
+            *({"encoder.depth": 0}, "codebook_perplexity", "no layers"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_half_models(small_run, small_shards, monkeypatch, changed, absent, sentence):

@@ -172,6 +172,7 @@ def test_a_picture_shows_what_it_was_given(tmp_path):
     assert picture.std() > 10
 
 
+@pytest.mark.slow
 def test_the_commands_write_sound(small_run, speech, tmp_path, capsys):
     source = tmp_path / "a.wav"
     soundfile.write(source, speech, RATE)

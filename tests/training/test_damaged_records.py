@@ -54,6 +54,7 @@ def test_the_run_goes_on_and_says_what_it_replaced(damaged, run):
     assert sum(line.startswith("feature statistics: ") for line in named) == measured > 0
 
 
+@pytest.mark.slow
 def test_an_event_names_what_was_trained_on(damaged, small_run, tmp_path):
     shards, config = damaged[0], read_run(small_run)["config"]
     mixture = data.open_split(config, str(shards), "train")

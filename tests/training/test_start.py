@@ -320,6 +320,7 @@ def test_a_branch_goes_its_own_way_and_says_where_it_comes_from(source, still):
     assert len(set(still[1].values())) == 4
 
 
+@pytest.mark.slow
 def test_a_branch_leaves_examples_out_and_its_branches_too(train, source, still, tmp_path):
     """Slots 32 to 39 are what step 5 draws, so that step 5 becomes the other's step 6."""
     run, losses = tmp_path / "run", still[1]
