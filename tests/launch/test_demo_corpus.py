@@ -66,7 +66,7 @@ def test_what_others_must_accept_is_not_exported(tmp_path, monkeypatch, capsys, 
         assert ran[-1][1] == "export" and "2 of 2 figures hold" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_share_alike_speech_without_espeak(speech_folder, tmp_path):
     """All of it, for a few steps: nothing under the GPL is there to be imported."""
     with open(speech_folder / "manifest.csv", newline="") as file:

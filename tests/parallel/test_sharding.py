@@ -23,8 +23,12 @@ MESHES = {
     "data=2,fsdp=2,tensor=2": ANY_NUMBER | {"fsdp": 2, "tensor": 2},
     "slices=2,data=2,tensor=2": ANY_NUMBER | {"slices": 2, "tensor": 2},
 }
-# Tested with the slow ones; the fourth holds what they do but for fsdp, which others test.
-SLOW = ("data=8", "fsdp=8", "data=2,fsdp=2,tensor=2")
+# Slices split the batch like data. Each axis alone is what test_splits holds too, in 20 steps.
+MARKS = {
+    "data=8": pytest.mark.long,
+    "fsdp=8": pytest.mark.slow,
+    "data=2,fsdp=2,tensor=2": pytest.mark.slow,
+}
 
 
 @functools.cache
@@ -59,7 +63,7 @@ def placed_state(mesh):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MESHES],
+    [pytest.param(name, marks=MARKS.get(name, ())) for name in MESHES],
 )
 def test_steps_equal_one_device(name):
     _, constants, batch, expected, expected_metrics = case()
