@@ -64,8 +64,9 @@ def main(arguments: list[str]) -> int:
     ends, state = (), RUNNING
     while True:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        write(folder, State(state, now, ends, os.uname().nodename, where, os.getpid(), ticks))
+        # Who follows the log reads it once more after the end that the state tells, and no further.
         print(f"{now} {said(state, ends, job)}", flush=True)
+        write(folder, State(state, now, ends, os.uname().nodename, where, os.getpid(), ticks))
         if state != RUNNING:
             return ends[-1]
         ends += (attempt(job, asked),)
