@@ -6,17 +6,13 @@ import shutil
 
 import pytest
 
-from tests.damage import DAMAGES, damage, sentence_or_nothing
+from tests.damage import damage, sentence_or_nothing
 from uniwav_jax.export import card, directory, opening
 from uniwav_jax.tasks import pretrained as runs_of
 
 FILES = (*directory.MEASURED, "parity.json")
-# Of each file; the first are a case of each kind.
-FEW = range(len(DAMAGES))
-MANY = range(len(DAMAGES), 5 * len(DAMAGES))
-numbers = pytest.mark.parametrize(
-    "numbers", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"]
-)
+# Cases of each file.
+NUMBERS = range(40)
 
 
 @pytest.fixture(scope="module")
@@ -36,28 +32,26 @@ def copy(whole, tmp_path):
     return lambda number: shutil.copytree(whole, tmp_path / str(number), copy_function=os.link)
 
 
-def least(name: str, numbers: range) -> int:
+def least(name: str) -> int:
     """How many cases must be refused: without parity.json, or its rows, all is as it was."""
-    return len(numbers) if name in directory.MEASURED else len(numbers) // 2
+    return len(NUMBERS) if name in directory.MEASURED else len(NUMBERS) // 2
 
 
-@numbers
 @pytest.mark.parametrize("name", FILES)
-def test_import(name, numbers, whole, copy):
+def test_import(name, whole, copy):
     true, refused = opening.opened(whole), []
-    for number in numbers:
+    for number in NUMBERS:
         folder = copy(number)
         what = damage(folder / name, number)
         with sentence_or_nothing(what, refused):
             assert opening.opened(folder).training == true.training, what
-    assert len(refused) >= least(name, numbers)
+    assert len(refused) >= least(name)
 
 
-@numbers
-def test_import_of_what_pytorch_saved(numbers, whole, copy):
+def test_import_of_what_pytorch_saved(whole, copy):
     """There is no parity.json then; what makes the run has a digest of its own."""
     true, refused = opening.opened(whole), []
-    for number in numbers:
+    for number in NUMBERS:
         folder = copy(number)
         (folder / "parity.json").unlink()
         what = damage(folder / "config.json", number)
@@ -68,16 +62,15 @@ def test_import_of_what_pytorch_saved(numbers, whole, copy):
     assert refused
 
 
-@numbers
 @pytest.mark.parametrize("name", ["model.safetensors", "parity.json"])
-def test_pytorch(name, numbers, whole, copy):
+def test_pytorch(name, whole, copy):
     """What Hugging Face reads before our code, the configs, is for it to say."""
     torch = pytest.importorskip("torch", reason="pip install -e '.[export]' to run this")
     from transformers import AutoModel
 
     true = AutoModel.from_pretrained(whole, trust_remote_code=True).state_dict()
     refused = 0
-    for number in numbers:
+    for number in NUMBERS:
         folder = copy(number)
         what = damage(folder / name, number)
         try:
@@ -87,4 +80,4 @@ def test_pytorch(name, numbers, whole, copy):
             refused += 1
         else:
             assert all(torch.equal(x, true[key]) for key, x in found.items()), what
-    assert refused >= least(name, numbers)
+    assert refused >= least(name)

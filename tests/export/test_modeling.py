@@ -74,6 +74,7 @@ def batch(frames: int, seed: int = 0) -> dict:
     return {"input_features": x, "attention_mask": valid.long()}
 
 
+@pytest.mark.slow
 def test_compiled_it_is_the_same(loaded):
     """In one graph without breaks, for any length; aot_eager needs no compiler of C++."""
     torch._dynamo.reset()
@@ -115,17 +116,13 @@ def changed(folder, **fields) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"encoder_depth": 3}, {"encoder_depth": 1}, {"encoder_width": 64}, {"codewords": 8}],
-    ids=str,
+    "fields", [{"encoder_depth": 3}, {"encoder_depth": 1}, {"encoder_width": 64}], ids=str
 )
 @pytest.mark.parametrize("kind", ["AutoModel", "AutoModelForCTC"])
 def test_no_weight_is_drawn_at_random_or_left_out(kind, fields, exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "changed")
     changed(folder, **fields)
     load = getattr(transformers, kind).from_pretrained
-    if kind == "AutoModelForCTC" and "codewords" in fields:
-        return load(folder, trust_remote_code=True)  # it has no codewords
     with pytest.raises(ValueError, match="are not those of the model that config.json") as error:
         load(folder, trust_remote_code=True)
     assert "\n" not in str(error.value)
