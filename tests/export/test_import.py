@@ -97,6 +97,12 @@ def headless(folder: pathlib.Path) -> None:
     change(folder, training=training | {"digest": card.training_digest(training)})
 
 
+def widthless(folder: pathlib.Path) -> None:
+    training = json.loads((folder / "config.json").read_text())["training"]
+    training["run"]["config"]["encoder"]["width"] = "wide"
+    change(folder, training=training | {"digest": card.training_digest(training)})
+
+
 def another_step(folder: pathlib.Path) -> None:
     training = json.loads((folder / "config.json").read_text())["training"]
     change(folder, training=training | {"step": "six"})
@@ -140,7 +146,8 @@ DAMAGES = {
         "`training` is damaged",
         None,
     ),
-    "no heads": (headless, "`training` is damaged (", None),
+    "no heads": (headless, "and the run's config 0", None),
+    "width of text": (widthless, "`training` is damaged (", None),
     "another step": (another_step, "does not fit its digest", None),
     "another mean": (another_mean, "not what parity.json", "not what parity.json"),
     "no figures": (

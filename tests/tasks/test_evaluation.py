@@ -269,6 +269,7 @@ def test_shards_without_labels_or_validation(small_run, small_shards, monkeypatc
     report.table(found)
 
 
+@pytest.mark.slow
 def test_a_hubert_beside_the_run(small_run, small_shards, tmp_path, monkeypatch, capsys):
     """By the command: a model of random weights that transformers has, three layers of it."""
     pytest.importorskip("transformers", reason="pip install -e '.[export]' to run this")
