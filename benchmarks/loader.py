@@ -358,6 +358,7 @@ class CountingReader(RecordReader):
         self.refuse_every = refuse_every
         self.count = count
         self.counting = threading.Lock()
+        self.denied: set[tuple[int, int]] = set()  # reads that were refused and not yet repeated
 
     def fetch(self, shard: int, position: int) -> bytes:
         """As `RecordReader.fetch`, later or not at all."""
@@ -376,6 +377,9 @@ class CountingReader(RecordReader):
             count["calls"] += calls
             count["bytes"] += bytes_after - bytes_before
             refused = bool(self.refuse_every) and count["entries"] % self.refuse_every == 0
+            # Once: what is asked for again is given, however many others were asked for meanwhile.
+            refused = refused and (shard, position) not in self.denied
+            (self.denied.add if refused else self.denied.discard)((shard, position))
             count["refused"] += refused
         if refused:
             raise RuntimeError(f"pread() failed: {os.strerror(errno.EIO)}; so it was asked for")
