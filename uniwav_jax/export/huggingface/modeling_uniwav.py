@@ -208,8 +208,12 @@ class UniWavModel(UniWavPreTrainedModel):
     def _condition(self, streams: list[Tensor]) -> Tensor:
         if len(streams) == 1:
             return layer_norm(streams[0])
-        weights = self.layer_weights.softmax(0).to(streams[0].dtype)
-        return sum(w * layer_norm(x) for w, x in zip(weights, streams[1:], strict=True))
+        # In bfloat16 a sum that is rounded after each of many layers loses more than they do.
+        dtype = streams[0].dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        weights = self.layer_weights.softmax(0).to(wide)
+        layers = zip(weights, streams[1:], strict=True)
+        return sum(w * layer_norm(x.to(wide)) for w, x in layers).to(dtype)
 
     @torch.no_grad()
     def codewords(self, input_features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
