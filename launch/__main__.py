@@ -4,6 +4,7 @@
     python -m launch check TARGET ...                                     finds its faults
     python -m launch submit TARGET ...                                    starts it
     python -m launch status|logs|watch|stop NAME                          looks after it
+    python -m launch sweep --sweep F --target TARGET --data D --workdir S many of them, one table
 
 A job is a folder, runs/jobs/NAME unless --output says otherwise: job.json, the files of its target
 and the packed tree. `check` and `submit` also take a rendered one, --job DIR. Only `submit` starts
@@ -28,6 +29,7 @@ from data_pipelines.files import atomic_write
 from launch import check as checks
 from launch import job as jobs
 from launch import tree
+from launch.sweep import command as commands_of_sweeps
 from launch.targets import TARGETS
 
 JOBS = pathlib.Path("runs", "jobs")
@@ -79,6 +81,7 @@ def parser(arguments: list[str]) -> argparse.ArgumentParser:
             target = targets.add_parser(name, help=line)
             if name in arguments:
                 _add_job(target, run, module_of(name))
+    commands_of_sweeps.add(_command(commands, sweep, "run many jobs and make one table"), arguments)
     for run, line in (
         (status, "say how far a job is"),
         (logs, "print what a job says"),
@@ -165,6 +168,11 @@ def stop(options: argparse.Namespace) -> int:
     job, folder = known(options)
     target_of(job).stop(job, folder)
     return 0
+
+
+def sweep(options: argparse.Namespace) -> int:
+    """Renders or runs all jobs of a sweep."""
+    return commands_of_sweeps.run(options, written)
 
 
 def module_of(target: str) -> ModuleType:

@@ -49,10 +49,12 @@ class Setting:
         return self.name.replace("-", "_")
 
 
+DATA = Setting("data", "the shards: PLACE, or PLACE:0.7,PLACE:0.3", required=True)
+WORKDIR = Setting("workdir", "the run's folder, the same for all hosts", required=True)
 COMMON = (
     Setting("config", "configs/NAME.py[:ARGUMENT], of the submitted tree", required=True),
-    Setting("data", "the shards: PLACE, or PLACE:0.7,PLACE:0.3", required=True),
-    Setting("workdir", "the run's folder, the same for all hosts", required=True),
+    DATA,
+    WORKDIR,
     Setting("validation", "shards to validate on; default: --data"),
     Setting("name", "what the job is called; default: the last part of --workdir"),
     Setting("max-restarts", "how often a run that stopped is started again", 10),
@@ -189,7 +191,7 @@ def from_options(options: argparse.Namespace, target) -> Job:
     wanted = [*COMMON, *target.SETTINGS, *_sources(target)]
     wanted += [TOPOLOGY] if target.PLATFORMS else []
     wanted += [SLICES] if "tpu" in target.PLATFORMS else []
-    values = _values(options, wanted)
+    values = values_of(options, wanted)
     source = _source(values, target)
     for variable in options.env:
         if not re.fullmatch(r"[A-Za-z_]\w*=.*", variable):
@@ -275,7 +277,7 @@ def _add(group, setting: Setting) -> None:
     group.add_argument(f"--{setting.name}", help=text, **kind)
 
 
-def _values(options: argparse.Namespace, wanted: list[Setting]) -> dict:
+def values_of(options: argparse.Namespace, wanted: list[Setting]) -> dict:
     """`Setting.key` -> the flag, else the variable, else the default.
 
     Raises:

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a model on shards, or go on with a run",
     "preflight": "whether a run could begin here: devices, shards, all-reduce, memory",
     "evaluate": "probes, losses and resynthesis of a run: evaluation.json and evaluation.png",
+    "score": "scores of a finished run that compare with other runs', for scaling laws",
     "compare": "config differences, curves and evaluations of several runs",
     "extract": "hidden states, condition and codewords of audio files",
     "resynthesize": "an audio file through encoder and decoder, every frame generated",
@@ -23,6 +24,7 @@ COMMANDS = {
     "import": "an exported directory as a run again, to begin others from",
     "export-onnx": "the encoder of an exported directory as an ONNX file, compared with PyTorch",
     "encode-shards": "latents of a frozen EnCodec beside the audio of shards, computed once",
+    "scaling-laws": "laws of loss, parameters and audio, fitted to the runs of a sweep",
     "infill": "generate a gap of an audio file from what surrounds it",
 }
 

@@ -65,23 +65,43 @@ def load_config(spec: str, overrides: list[str] = ()) -> ml_collections.ConfigDi
     Raises:
       UserError: no such file, no `get_config`, an argument or override that does not fit.
     """
-    name, _, argument = spec.partition(":")
-    path = pathlib.Path(name)
-    if not path.is_file():
-        raise UserError(f"--config {name}: no such file; configs/ holds the recipes.")
-    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    module = importlib.util.module_from_spec(module_spec)
-    with _recipes_of(path.resolve().parent.parent):
-        module_spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise UserError(f"--config {name} has no get_config(); recipes define one.")
-        try:
-            config = module.get_config(argument) if argument else module.get_config()
-        except (TypeError, ValueError) as error:
-            raise UserError(f"--config {spec}: {error}") from error
+    config = call(spec, "get_config", "--config")
     for override in overrides:
         apply_override(config, override)
     return config
+
+
+def call(spec: str, function: str, flag: str):
+    """What a function of "FILE.py" or "FILE.py:argument" returns.
+
+    Args:
+      spec: the file, and what the function is called with, if anything.
+      function: its name.
+      flag: of the command line, for what is said of faults.
+
+    Raises:
+      UserError: no such file or function, or an argument that does not fit.
+    """
+    name, _, argument = spec.partition(":")
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise UserError(f"{flag} {name}: no such file; configs/ holds the recipes.")
+    module_spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    with _recipes_of(_root(path.resolve())):
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, function):
+            raise UserError(f"{flag} {name} has no {function}(); recipes define one.")
+        try:
+            return getattr(module, function)(*([argument] if argument else []))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{flag} {spec}: {error}") from error
+
+
+def _root(path: pathlib.Path) -> pathlib.Path:
+    """The folder that has the recipe's `configs`; of a file elsewhere the one above its own."""
+    inside = [parent.parent for parent in path.parents if parent.name == "configs"]
+    return inside[0] if inside else path.parent.parent
 
 
 @contextlib.contextmanager

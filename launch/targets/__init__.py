@@ -20,3 +20,5 @@ TARGETS = {
     "slurm": ("launch.targets.slurm", "GPUs of a Slurm cluster"),
     "skypilot": ("launch.targets.skypilot", "any cloud, by a managed job of SkyPilot"),
 }
+# What else a target is called.
+ALIASES = {"queued-resources": "tpu-vm"}

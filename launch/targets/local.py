@@ -85,7 +85,7 @@ def state(job: Job, folder: pathlib.Path) -> State:
     """Where the job stands, as far as can be seen from here."""
     found = supervisor.read(folder)
     ended = None if _runs(found) else int(found.state != supervisor.DONE)
-    return State(_named(found), ended)
+    return State(_named(found), ended, lost=bool(ended) and found.state == supervisor.RUNNING)
 
 
 def status(job: Job, folder: pathlib.Path) -> str:

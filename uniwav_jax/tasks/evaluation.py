@@ -193,15 +193,24 @@ def measure(
 
 
 def encode(
-    model: Pretrained | Against, catalogue: Catalogue, rows: np.ndarray, title: str
+    model: Pretrained | Against,
+    catalogue: Catalogue,
+    rows: np.ndarray,
+    title: str,
+    names: tuple[str, ...] = ("surface", "log_mel", "layers"),
+    masks: dict[int, np.ndarray] | None = None,
 ) -> Iterator[tuple[int, dict]]:
-    """(row, output of `Pretrained.encode`) of every row, short utterances first."""
+    """(row, output of `Pretrained.encode`) of every row, short utterances first.
+
+    `masks`: row -> the frames that the encoder does not see, bool [frames]; None for none.
+    """
     order = rows[np.argsort(catalogue.samples[rows], kind="stable")]
     with tqdm(total=len(order), desc=title, unit="utterance") as bar:
         for start in range(0, len(order), CHUNK):
             chunk = order[start : start + CHUNK]
             waveforms = [catalogue.read(row).waveform() for row in chunk]
-            outputs = model.encode(waveforms, ("surface", "log_mel", "layers"))
+            hidden = {} if masks is None else {"masks": [masks[row] for row in chunk]}
+            outputs = model.encode(waveforms, names, **hidden)
             for row, output in zip(chunk, outputs, strict=True):
                 yield row, output
                 bar.update()

@@ -74,13 +74,17 @@ class Pretrained:
         return int(self.inference.feature.frames(samples))
 
     def encode(
-        self, waveforms: Sequence[np.ndarray], names: tuple[str, ...] = OUTPUTS
+        self,
+        waveforms: Sequence[np.ndarray],
+        names: tuple[str, ...] = OUTPUTS,
+        masks: Sequence[np.ndarray] | None = None,
     ) -> Iterator[dict[str, np.ndarray]]:
-        """What the student and the teacher make of clean utterances, in the given order.
+        """What the student and the teacher make of utterances, in the given order.
 
         Args:
           waveforms: float32 [samples] each, at the run's sample rate, any length >= 1.
           names: which outputs; the others are not computed.
+          masks: bool [frames] each, frames that the student does not see; None for clean input.
 
         Yields:
           surface [frames, channels], features before they are normalised; layers [depth, frames,
@@ -93,8 +97,11 @@ class Pretrained:
         wanted = itertools.count()
         following = next(wanted)
         for indices, waveform, samples in padded_batches(waveforms, self.inference.feature):
+            hidden = np.zeros((len(waveform), waveform.shape[1] // self.inference.feature.hop), bool)
+            for row, index in enumerate(indices if masks is not None else ()):
+                hidden[row, : len(masks[index])] = masks[index]
             outputs = jax.device_get(
-                encode(self.params, self.slots, self.constants, waveform, samples, names)
+                encode(self.params, self.slots, self.constants, waveform, samples, hidden, names)
             )
             for row, index in enumerate(indices):
                 length = self.frames(len(waveforms[index]))
@@ -168,20 +175,19 @@ def _programs(config: str) -> tuple[Inference, Any]:
     """
     inference = Inference(configs.from_json(config))
 
-    def encode(params, slots, constants, waveform, samples, names):
+    def encode(params, slots, constants, waveform, samples, mask, names):
         surface = inference.feature.of_waveform(waveform, samples, constants)
         x, valid = inference.normalized(constants, surface, samples)
-        unmasked = jax.numpy.zeros_like(valid)
-        h, streams = inference.encode(params, x, valid, unmasked)
+        h, streams = inference.encode(params, x, valid, mask)
         outputs = {"surface": surface, "log_mel": inference.log_mel(waveform)}
         outputs["layers"] = h[None] if streams is None else streams
         if inference.config.objective.decoder_weight:
-            outputs["z"] = inference.condition(params, x, valid, unmasked)
+            outputs["z"] = inference.condition(params, x, valid, mask)
         if streams is not None:
             outputs["codewords"] = inference.codewords(params, slots, x, valid)
         return {name: value for name, value in outputs.items() if name in names}
 
-    return inference, jax.jit(encode, static_argnums=5)
+    return inference, jax.jit(encode, static_argnums=6)
 
 
 def _chunks(items: list, size: int) -> Iterator[list]:

@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one data set, as jobs, scored and put into one table."""

@@ -1,0 +1,96 @@
+"""A sweep's file -> its runs, each with a name that stays the same."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+
+from data_pipelines.errors import UserError
+from uniwav_jax import config as configs
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    Attributes:
+      id: a digest of what the run is, so the same whatever else is in the sweep.
+      config: "configs/NAME.py[:ARGUMENT]".
+      fields: ("name=value", ...), sorted.
+    """
+
+    id: str
+    config: str
+    fields: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return " ".join([self.config.removeprefix("configs/"), *self.fields])
+
+
+def read(spec: str) -> list | dict:
+    """What `get_sweep()` of "configs/sweeps/NAME.py[:ARGUMENT]" returns: runs, or a search.
+
+    Raises:
+      UserError: no such file, or no `get_sweep` in it.
+    """
+    return configs.call(spec, "get_sweep", "--sweep")
+
+
+def listed(found: list, spec: str) -> list[Run]:
+    """The runs of a list of overrides.
+
+    Args:
+      found: by `read`.
+      spec: of the sweep's file, for what is said of faults.
+
+    Raises:
+      UserError: no runs, one that can't be, or one that stands there twice.
+    """
+    if not isinstance(found, list) or not found:
+        raise UserError(f"--sweep {spec}: get_sweep() gives no list of runs.")
+    runs = [of_overrides(overrides, spec) for overrides in found]
+    if len({run.id for run in runs}) < len(runs):
+        twice = next(run for row, run in enumerate(runs) if run in runs[:row])
+        raise UserError(f"--sweep {spec}: the run '{twice.words}' stands there twice.")
+    return runs
+
+
+def of_overrides(overrides: dict, spec: str) -> Run:
+    """A run from what differs: "config", and fields of it.
+
+    Raises:
+      UserError: no config, or a value that is no number, text or tuple of them.
+    """
+    if not isinstance(overrides, dict) or "config" not in overrides:
+        raise UserError(f"--sweep {spec}: {overrides!r} names no recipe; give it a 'config'.")
+    fields = sorted(f"{name}={_text(v)}" for name, v in overrides.items() if name != "config")
+    content = json.dumps([overrides["config"], fields])
+    digest = hashlib.sha256(content.encode()).hexdigest()[:10]
+    return Run(f"run-{digest}", overrides["config"], tuple(fields))
+
+
+def check(runs: Sequence[Run], more: Sequence[str]) -> None:
+    """Resolves every run's config, so that a slip shows before anything is begun.
+
+    Args:
+      runs: of a sweep.
+      more: fields that all of them get.
+
+    Raises:
+      UserError: a config that can't be; says of which run.
+    """
+    for run in runs:
+        try:
+            configs.check(configs.load_config(run.config, [*run.fields, *more]))
+        except UserError as error:
+            raise UserError(f"the run '{run.words}': {error}") from error
+
+
+def _text(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return "(" + "".join(f"{_text(v)}," for v in value) + ")"
+    if not isinstance(value, (str, int, float)):
+        raise UserError(f"{value!r} is no value of a field.")
+    return repr(value) if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""Scaling laws: what loss a number of parameters and an amount of audio lead to."""

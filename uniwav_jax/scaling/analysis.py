@@ -1,0 +1,188 @@
+"""All that is said of a table of runs: laws with intervals, parabolas, extrapolation, split."""
+
+import dataclasses
+
+import numpy as np
+
+from uniwav_jax.errors import UserError
+from uniwav_jax.scaling import allocation, isoflop, law
+from uniwav_jax.scaling.law import Law
+from uniwav_jax.scaling.results import HALVES, Results
+
+# The share of the runs, those of the most FLOPs, that a law without them must predict.
+HELD_OUT = 0.2
+# Sizes of both halves that go up together can't be told apart: below this deviation of the log of
+# their ratio no law of the two is fitted.
+LEAST_SPREAD = 0.15
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """One loss column's law, and what follows from it.
+
+    Attributes:
+      loss: the column.
+      law: of (parameters, frames).
+      refits: to runs drawn again.
+      parabolas: one a budget that several sizes share.
+      held_out: the law without the largest runs, and their rows; None if too few are left.
+      split: a law of (encoder parameters, decoder parameters, frames) and its refits, or None.
+      remarks: sentences on what could not be fitted.
+    """
+
+    loss: str
+    law: Law
+    refits: list[Law]
+    parabolas: list[isoflop.Parabola]
+    held_out: tuple[Law, np.ndarray] | None
+    split: tuple[Law, list[Law]] | None
+    remarks: tuple[str, ...]
+
+
+def analyse(results: Results, loss: str, *, delta: float, refits: int, seed: int) -> Fitted:
+    """Everything about one loss column.
+
+    Raises:
+      UserError: too few runs, sizes or amounts of audio for a law.
+    """
+    x = np.stack([results["parameters"], results["frames"]], axis=1)
+    value = results[loss]
+    remarks = []
+    try:
+        full = law.fit(x, value, delta=delta)
+    except UserError as error:
+        raise UserError(f"{loss}: {error}") from error
+    found = isoflop.parabolas(x[:, 0], x[:, 1], results["flops"], value)
+    if not found:
+        remarks.append("No budget of FLOPs is shared by three sizes, so there are no parabolas.")
+    elif all(parabola.parameters is None for parabola in found):
+        remarks.append("No parabola has its lowest point among the sizes that were trained.")
+    options = {"delta": delta, "count": refits, "seed": seed}
+    held_out = _held_out(results, x, value, delta)
+    if held_out is None:
+        remarks.append("Too few runs to leave the largest ones out, so nothing was extrapolated.")
+    split, remark = _split(results, value, options)
+    return Fitted(
+        loss,
+        full,
+        law.refits(x, value, full, **options),
+        found,
+        held_out,
+        split,
+        (*remarks, *([remark] if remark else [])),
+    )
+
+
+def numbers(results: Results, fitted: Fitted, budget: float | None) -> dict:
+    """What fit.json says of one loss column.
+
+    Args:
+      results: the runs.
+      fitted: by `analyse`.
+      budget: FLOPs to be spent well, or None for those of the largest run.
+    """
+    full, draws = fitted.law, fitted.refits
+    names = ("E", "A", "B", "alpha", "beta")
+    columns = np.array([draw.numbers for draw in draws]).T
+    return {
+        **dict(zip(names, full.numbers.tolist(), strict=True)),
+        "intervals": {n: law.interval(c) for n, c in zip(names, columns, strict=True)},
+        "level": law.LEVEL,
+        "residual": full.residual,
+        **_extrapolated(results, fitted),
+        "isoflop": {
+            "budgets": [
+                {"run_ids": [results.run_ids[row] for row in parabola.rows]}
+                | {n: getattr(parabola, n) for n in ("flops", "parameters", "frames", "loss")}
+                for parabola in fitted.parabolas
+            ],
+            "exponents": isoflop.trend(fitted.parabolas),
+        },
+        "optimal": (best := _optimal(results, fitted, budget)),
+        "split": _split_numbers(fitted.split, best),
+        "remarks": list(fitted.remarks),
+    }
+
+
+def _optimal(results: Results, fitted: Fitted, budget: float | None) -> dict:
+    """The best size and amount of audio for the budget, with intervals, and as powers of it."""
+    sizes = results["parameters"]
+    cost = allocation.cost(sizes, results["frames"], results["flops"])
+    budget = float(results["flops"].max()) if budget is None else budget
+    drawn = [allocation.best_size(draw, cost, budget, sizes) for draw in fitted.refits]
+    return {
+        **allocation.best_size(fitted.law, cost, budget, sizes),
+        "intervals": {
+            name: law.interval([draw[name] for draw in drawn])
+            for name in ("parameters", "frames", "loss")
+        },
+        "exponents": allocation.exponents(fitted.law, cost),
+    }
+
+
+def _extrapolated(results: Results, fitted: Fitted) -> dict:
+    """What the law without the largest runs predicts for them, and its error for the largest."""
+    if fitted.held_out is None:
+        return {"extrapolation_error": None, "held_out": []}
+    smaller, rows = fitted.held_out
+    x = np.stack([results["parameters"], results["frames"]], axis=1)[rows]
+    runs = [
+        {
+            "run_id": results.run_ids[row],
+            "flops": float(results["flops"][row]),
+            "predicted": float(predicted),
+            "measured": float(results[fitted.loss][row]),
+            "error": float(predicted / results[fitted.loss][row] - 1),
+        }
+        for row, predicted in zip(rows, smaller.predict(x), strict=True)
+    ]
+    return {"extrapolation_error": runs[-1]["error"], "held_out": runs}
+
+
+def _split_numbers(split: tuple[Law, list[Law]] | None, best: dict) -> dict | None:
+    if split is None:
+        return None
+    full, draws = split
+    names = ("E", "encoder_factor", "decoder_factor", "B", "encoder_exponent", "decoder_exponent",
+             "beta")  # fmt: skip
+    columns = np.array([draw.numbers for draw in draws]).T
+    size = best["parameters"], best["frames"]
+    shares = [allocation.best_split(draw, *size)["encoder_share"] for draw in draws]
+    return {
+        **dict(zip(names, full.numbers.tolist(), strict=True)),
+        "intervals": {n: law.interval(c) for n, c in zip(names, columns, strict=True)}
+        | {"encoder_share": law.interval(shares)},
+        **allocation.best_split(full, *size),
+    }
+
+
+def _held_out(results: Results, x, value, delta: float) -> tuple[Law, np.ndarray] | None:
+    """The law of all runs but those of the most FLOPs, and their rows, the largest last."""
+    order = np.argsort(results["flops"], kind="stable")
+    rows = order[-max(1, round(HELD_OUT * len(order))) :]
+    rest = np.setdiff1d(order, rows)
+    try:
+        return law.fit(x[rest], value[rest], delta=delta), rows
+    except UserError:  # too few are left: said by the caller
+        return None
+
+
+def _split(results: Results, value, options: dict) -> tuple[tuple | None, str | None]:
+    """The law of both halves, or why there is none."""
+    if any(half not in results.columns for half in HALVES):
+        return None, None
+    halves = [results[half] for half in HALVES]
+    if min(half.min() for half in halves) <= 0:
+        return None, "Some runs have one half only, so no law of the two halves was fitted."
+    if np.log(halves[0] / halves[1]).std() < LEAST_SPREAD:
+        return None, (
+            "Encoder and decoder grow together in these runs, so how to split parameters between "
+            "them can't be told; a sweep with several depths of the decoder tells."
+        )
+    x = np.stack([*halves, results["frames"]], axis=1)
+    try:
+        full = law.fit(x, value, delta=options["delta"])
+    except UserError as error:
+        return None, f"No law of the two halves was fitted: {error}"
+    return (full, law.refits(x, value, full, **options)), None
+

@@ -1,0 +1,174 @@
+"""Scores of a frozen encoder that compare between runs: their targets move with no model.
+
+* Units: log-mel frames of the split train are clustered once for a corpus. The encoder sees
+  utterances with masked spans; a linear head on its outputs at the masked frames tells the unit of
+  what was masked.
+* Phones, where the shards have them: a linear head on the outputs for clean audio.
+
+Both heads are multinomial logistic regressions, measured by their cross-entropy on utterances that
+are not in the split train. Masks, frames and units are the same for every run on the same shards.
+"""
+
+import hashlib
+import pathlib
+
+import jax
+import numpy as np
+import scipy.cluster.vq
+
+from data_pipelines.files import atomic_write
+from uniwav_jax.errors import UserError
+from uniwav_jax.objectives.masking import mask_of, span_mask
+from uniwav_jax.tasks import evaluation, labelled, softmax
+from uniwav_jax.tasks.labelled import Catalogue, LeftOut
+from uniwav_jax.tasks.pretrained import Pretrained
+
+FORMAT = 1
+UNITS = 100
+# Frames that k-means sees, and frames and utterances of each part of a probe.
+CLUSTERED, FRAMES, UTTERANCES = 40_000, 12_000, 300
+STRENGTHS = (1e-4, 1e-3, 1e-2)
+# Of the fixed masks: those of DinoSR, whatever a run was trained with.
+FRACTION, SPAN = 0.567, 10
+SHORTEST = 20
+
+
+def make_units(model: Pretrained, catalogue: Catalogue) -> dict[str, np.ndarray]:
+    """k-means of log-mel: "mean" and "deviation" [bins], "centres" [UNITS, bins].
+
+    Only the config of the model counts, for its log-mel.
+
+    Raises:
+      UserError: too little audio.
+    """
+    rows = catalogue.pool(catalogue.samples > 0, UTTERANCES)
+    mel = [output["log_mel"] for _, output in _outputs(model, catalogue, rows, None, "units")]
+    frames = np.concatenate(mel) if mel else np.zeros((0, 1))
+    frames = frames[labelled.spread(len(frames), CLUSTERED)].astype(np.float64)
+    if len(frames) < 10 * UNITS:
+        raise UserError(
+            f"the split train has {len(frames)} frames, and {UNITS} units take {10 * UNITS}; "
+            "score on more audio."
+        )
+    mean, deviation = frames.mean(0), np.maximum(frames.std(0), 1e-3)
+    centres, _ = scipy.cluster.vq.kmeans2(
+        (frames - mean) / deviation, UNITS, minit="++", rng=np.random.default_rng(0)
+    )
+    return {"mean": mean, "deviation": deviation, "centres": centres}
+
+
+def units_of(path: pathlib.Path, model: Pretrained, catalogue: Catalogue) -> dict[str, np.ndarray]:
+    """The units in a file; they are made and written there first if it does not exist.
+
+    Raises:
+      UserError: the file is of other shards, of another log-mel or format, or damaged.
+    """
+    about = str([FORMAT, catalogue.fingerprint, _mel_facts(model.config)])
+    if not path.exists():
+        units = make_units(model, catalogue)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, about=about, **units)
+    try:
+        with np.load(path) as found:
+            arrays = dict(found)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} holds no units ({error}); delete it, and they are made.") from error
+    if str(arrays.pop("about", "")) != about:
+        raise UserError(
+            f"{path} holds the units of other shards or another log-mel; runs that are to be "
+            "compared are scored on the same ones. Name another file."
+        )
+    return arrays
+
+
+def units_digest(units: dict[str, np.ndarray]) -> str:
+    """Names the units."""
+    return hashlib.sha256(units["centres"].tobytes()).hexdigest()[:16]
+
+
+def score(model: Pretrained, catalogue: Catalogue, units: dict[str, np.ndarray]) -> dict:
+    """{"units": {...}, "phones": {...} or None}, each by `softmax.probe`.
+
+    Raises:
+      UserError: the shards have nothing to test on.
+    """
+    return {"units": _score_units(model, catalogue, units), "phones": _score_phones(model, catalogue)}
+
+
+def fixed_mask(row_id: str, frames: int) -> np.ndarray:
+    """The masked frames of an utterance, bool [frames]; they depend on its id alone."""
+    seed = int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:4], "big")
+    key = jax.random.key(seed, impl="threefry2x32")
+    positions, weights = span_mask(key, np.int32(frames), frames, FRACTION, SPAN)
+    return np.asarray(mask_of(positions[None], weights[None], frames)[0])
+
+
+def _score_units(model: Pretrained, catalogue: Catalogue, units: dict[str, np.ndarray]) -> dict:
+    long_enough = catalogue.samples >= SHORTEST * model.config.features.hop
+    pool = catalogue.pool(long_enough, UTTERANCES)
+    outside = long_enough & (catalogue.split != labelled.TRAIN) & ~catalogue.excluded
+    test = np.flatnonzero(outside)[:UTTERANCES]
+    if len(pool) < 2 or not len(test):
+        raise UserError("the shards have no utterances both in the split train and outside of it.")
+    try:
+        ((train, held_out),) = labelled.divide(catalogue.sentence[pool], 1)
+    except LeftOut as reason:
+        raise UserError(f"units can't be scored: {reason}") from reason
+    parts = (pool[train], pool[held_out], test)
+    rows = np.concatenate(parts)
+    masks = {row: fixed_mask(catalogue.id[row], model.frames(catalogue.samples[row])) for row in rows}
+    found: dict[int, tuple] = {}
+    for row, output in _outputs(model, catalogue, rows, masks, "masked frames"):
+        mel = (output["log_mel"][masks[row]] - units["mean"]) / units["deviation"]
+        found[row] = output["layers"][:, masks[row]], scipy.cluster.vq.vq(mel, units["centres"])[0]
+    layers, targets, bounds = [], [], [0]
+    for part in parts:
+        features = np.concatenate([found[row][0] for row in part], axis=1)
+        ids = np.concatenate([found[row][1] for row in part])
+        kept = labelled.spread(len(ids), FRAMES)
+        layers.append(features[:, kept])
+        targets.append(ids[kept])
+        bounds.append(bounds[-1] + len(kept))
+    return softmax.probe(
+        np.concatenate(layers, axis=1).astype(np.float32),
+        np.concatenate(targets).astype(np.int64),
+        *(np.arange(*pair) for pair in zip(bounds, bounds[1:], strict=False)),
+        STRENGTHS,
+    )
+
+
+def _score_phones(model: Pretrained, catalogue: Catalogue) -> dict | None:
+    config = model.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.evaluation.update(utterances=UTTERANCES, frames=FRAMES, seeds=1)
+    try:
+        task = labelled.phone_task(catalogue, config)
+    except LeftOut:
+        return None
+    if "phone_accuracy" not in task.tests:
+        return None
+    rows = np.unique(task.utterance)
+    layers = None
+    for row, output in _outputs(model, catalogue, rows, None, "phones"):
+        if layers is None:
+            depth, _, width = output["layers"].shape
+            layers = np.zeros((depth, len(task.targets), width), np.float32)
+        examples = np.flatnonzero(task.utterance == row)
+        layers[:, examples] = output["layers"][:, task.frame[examples]]
+    ((train, held_out),) = task.parts
+    return softmax.probe(
+        layers, task.targets, train, held_out, task.tests["phone_accuracy"], STRENGTHS
+    )
+
+
+def _outputs(model: Pretrained, catalogue: Catalogue, rows, masks, title: str):
+    """(row, output) with log-mel and layers of every row."""
+    return evaluation.encode(model, catalogue, rows, title, ("log_mel", "layers"), masks)
+
+
+def _mel_facts(config) -> list:
+    features = config.features
+    mel = features if features.name == "log_mel" else features.mel
+    names = ("window", "channels", "low_hz", "high_hz", "floor")
+    return [features.sample_rate, features.hop, *(mel[name] for name in names)]

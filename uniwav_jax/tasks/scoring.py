@@ -1,0 +1,111 @@
+"""One row of a table of runs: what a finished run cost, and scores that compare with other runs'."""
+
+import pathlib
+from typing import Any
+
+import jax
+
+from data_pipelines.files import read_json
+from uniwav_jax.compile.flops import model_flops
+from uniwav_jax.errors import UserError
+from uniwav_jax.recipes.uniwav import GROUP
+from uniwav_jax.tasks import fixed_targets, labelled, pretrained
+from uniwav_jax.training import data
+from uniwav_jax.training import start as starts
+from uniwav_jax.training.accounting import read_attempts, totals
+from uniwav_jax.training.record import read_run
+from uniwav_jax.training.telemetry import read_rows
+
+FORMAT = 1
+FILE = "scores.json"
+
+
+def score(workdir: pathlib.Path, shards: str, units: pathlib.Path) -> dict:
+    """What RUN/scores.json holds.
+
+    Args:
+      workdir: of a run that has taken all its steps.
+      shards: with the run's data.
+      units: file of the fixed units; made if it is not there.
+
+    Raises:
+      UserError: the run is not finished, or other data.
+    """
+    run = read_run(workdir)
+    config = run["config"]
+    model = pretrained.load(workdir)
+    if model.step != config.training.steps:
+        raise UserError(
+            f"{workdir} has come to step {model.step} of {config.training.steps}: only a run whose "
+            "schedule is complete compares with others; go on with it first."
+        )
+    catalogue = labelled.read_catalogue(shards, config)
+    fixed = fixed_targets.units_of(units, model, catalogue)
+    measured = fixed_targets.score(model, catalogue, fixed)
+    validated = _last_validation(workdir, model.step)
+    row = {
+        "format": FORMAT,
+        "run": run["id"],
+        "step": model.step,
+        "data_fingerprint": catalogue.fingerprint,
+        "validation_fingerprint": validated.get("fingerprint"),
+        "units": fixed_targets.units_digest(fixed),
+        **cost(config, run, workdir, shards),
+        **parameters(model.params[GROUP]),
+        "encoder_loss": measured["units"]["cross_entropy"],
+        "phone_loss": measured["phones"] and measured["phones"]["cross_entropy"],
+        "decoder_loss": validated.get("decoder_loss"),
+        "moving_target_loss": validated.get("encoder_loss"),
+        "probes": measured,
+    }
+    halves = (row["encoder_loss"], row["decoder_loss"])
+    return row | {"loss": None if None in halves else sum(halves)}
+
+
+def cost(config, run: dict, workdir: pathlib.Path, shards: str) -> dict:
+    """{"frames", "unique_frames", "passes", "flops", "goodput", "chip_hours", "commit"}.
+
+    Frames are those of audio, padding left out; FLOPs those of the model, for whole crops.
+    """
+    _, mixture = data.open_again(workdir, run, [shards])
+    steps, batch = config.training.steps, config.training.batch_size
+    # From the very beginning: a branch has seen what its origin saw.
+    end = steps * batch + starts.position_offset(run["origin"], batch)
+    drawn = data.progress(mixture, 0, end, config.data.skip_slots)
+    rate = config.features.sample_rate / config.features.hop
+    frames = sum(hours * 3600 * rate for name, hours in drawn.items() if name.endswith("/hours"))
+    unique = min(frames, mixture.epoch_hours * 3600 * rate)
+    spent = totals(read_attempts(workdir / "report.json", lambda line: None))
+    return {
+        "frames": round(frames),
+        "unique_frames": round(unique),
+        "passes": frames / unique,
+        "flops": sum(model_flops(config).values()) * steps,
+        "goodput": spent["goodput"],
+        "chip_hours": spent["chip_hours"],
+        "commit": commit_of(workdir),
+    }
+
+
+def commit_of(workdir: pathlib.Path) -> str:
+    """Of the code that the run was started with last."""
+    return read_json(sorted((workdir / "record").glob("*.json"))[-1])["commit"]
+
+
+def parameters(params: Any) -> dict[str, int]:
+    """Of both halves and together; the encoder's prediction heads, which go, are not counted."""
+    count = {
+        half: sum(leaf.size for leaf in jax.tree.leaves(params.get(half, {})))
+        for half in ("encoder", "decoder")
+    }
+    return {
+        "parameters": sum(count.values()),
+        **{f"{half}_parameters": number for half, number in count.items()},
+    }
+
+
+def _last_validation(workdir: pathlib.Path, step: int) -> dict:
+    """The validation row of a step; {} of a run that has no validation set."""
+    rows = read_rows(workdir / "metrics.jsonl")
+    found = [row for row in rows if row["kind"] == "validation" and row["step"] == step]
+    return found[-1] if found else {}
