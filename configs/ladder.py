@@ -1,6 +1,6 @@
 """ladder: every size from one number, for scaling laws.
 
-`size` is the depth of the encoder; all else follows from it and from the frames that are trained on:
+`size` is the depth of the encoder; all else follows from it and from the frames to train on:
 
 | what | rule | from |
 |---|---|---|
@@ -11,7 +11,7 @@
 | frames | 20 a parameter, unless given | Hoffmann et al. 2022 |
 | batch | 2,048 frames at 4.1 M, as their power 0.45 | tiny, small, base: [O] |
 | learning rate | 1e-3 x (128 / width)^0.5, warm-up 5 %, cosine to 0 | a sweep: docs/RESULTS.md |
-| teacher | remembers half of the run, at most 1,000 updates, at its start; ten times that at the end | tiny |
+| teacher | remembers half of the run, at most 1,000 updates; at its end ten times that | tiny |
 
     python -m uniwav_jax train --config configs/ladder.py:size=3 --data SHARDS --workdir RUN
     python -m uniwav_jax train --config configs/ladder.py:size=3,frames=900_000,decoder=4 ...

@@ -1,4 +1,4 @@
-"""grid: six sizes of the ladder times four amounts of audio, for L(N, D).
+"""grid: five sizes of the ladder times four amounts of audio, for L(N, D).
 
     python -m launch sweep --sweep configs/sweeps/grid.py --target local --data SHARDS --workdir S
     python -m uniwav_jax scaling-laws --results S --output R
@@ -8,7 +8,7 @@ The largest amount is four passes over 5 hours. Expected: 2.5 hours on two CPU c
 
 from configs.sweeps.common import chain, product, recipe, values
 
-SIZES = (1, 2, 3, 4, 5, 6)
+SIZES = (1, 2, 3, 4, 6)
 FRAMES = (450_000, 900_000, 1_800_000, 3_600_000)
 # Other splits between the halves, of one size, so that a law of both can be fitted.
 DECODERS = ((3, 4), (4, 4), (4, 6))

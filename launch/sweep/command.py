@@ -121,7 +121,7 @@ def _seen(options, whole: dict) -> tuple[pathlib.Path, str]:
     folder, data = options.seen_at or whole["workdir"], options.data_seen_at or whole["data"]
     for flag, place in (("--seen-at", folder), ("--data-seen-at", data)):
         if "://" in place and not options.render_only:
-            raise UserError(f"{place} is not seen as a folder here: mount it, and name it by {flag}.")
+            raise UserError(f"{place} is no folder of this machine: mount it and pass {flag}.")
     if "://" in folder:
         folder = f"runs/sweeps/{folder.rstrip('/').rpartition('/')[2]}"
     return pathlib.Path(folder), data

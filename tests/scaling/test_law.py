@@ -39,7 +39,7 @@ def test_the_gradient_is_that_of_the_objective():
         for axis in np.eye(5)
     ]
     np.testing.assert_allclose(gradient, numeric, rtol=1e-5, atol=1e-6)
-    predicted = np.exp(point[0]) + sum(np.exp(point[1 + i] - point[3 + i] * u[:, i]) for i in (0, 1))
+    predicted = np.exp(point[0]) + np.exp(point[1:3] - point[3:] * u).sum(1)
     residual = np.abs(np.log(predicted) - target)
     huber = np.where(residual < 1e-2, residual**2 / 2, 1e-2 * (residual - 1e-2 / 2))
     assert value == pytest.approx(huber.sum() / 1e-2)

@@ -68,7 +68,7 @@ def test_what_is_left_out_is_said():
 
 
 def test_no_parquet(tmp_path):
-    with pytest.raises(UserError, match="there is no"):
+    with pytest.raises(UserError, match="--results .*nothing: no"):
         results.read(str(tmp_path / "nothing"))
     (tmp_path / "results.parquet").write_bytes(b"PAR1 or so")
     with pytest.raises(UserError, match="is no Parquet file"):

@@ -61,7 +61,7 @@ def read(place: str, losses: tuple[str, ...] = (), leave_out: tuple[str, ...] = 
     path = pathlib.Path(place)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"--results {place}: there is no {path}; `python -m launch sweep` makes it.")
+        raise UserError(f"--results {place}: no {path}; `python -m launch sweep` makes it.")
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:

@@ -73,7 +73,7 @@ def units_of(path: pathlib.Path, model: Pretrained, catalogue: Catalogue) -> dic
         with np.load(path) as found:
             arrays = dict(found)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} holds no units ({error}); delete it, and they are made.") from error
+        raise UserError(f"{path} holds no units ({error}); delete it for new ones.") from error
     if str(arrays.pop("about", "")) != about:
         raise UserError(
             f"{path} holds the units of other shards or another log-mel; runs that are to be "
@@ -93,7 +93,10 @@ def score(model: Pretrained, catalogue: Catalogue, units: dict[str, np.ndarray])
     Raises:
       UserError: the shards have nothing to test on.
     """
-    return {"units": _score_units(model, catalogue, units), "phones": _score_phones(model, catalogue)}
+    return {
+        "units": _score_units(model, catalogue, units),
+        "phones": _score_phones(model, catalogue),
+    }
 
 
 def fixed_mask(row_id: str, frames: int) -> np.ndarray:
@@ -117,7 +120,8 @@ def _score_units(model: Pretrained, catalogue: Catalogue, units: dict[str, np.nd
         raise UserError(f"units can't be scored: {reason}") from reason
     parts = (pool[train], pool[held_out], test)
     rows = np.concatenate(parts)
-    masks = {row: fixed_mask(catalogue.id[row], model.frames(catalogue.samples[row])) for row in rows}
+    lengths = {row: model.frames(catalogue.samples[row]) for row in rows}
+    masks = {row: fixed_mask(catalogue.id[row], frames) for row, frames in lengths.items()}
     found: dict[int, tuple] = {}
     for row, output in _outputs(model, catalogue, rows, masks, "masked frames"):
         mel = (output["log_mel"][masks[row]] - units["mean"]) / units["deviation"]

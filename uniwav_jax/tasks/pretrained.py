@@ -97,7 +97,8 @@ class Pretrained:
         wanted = itertools.count()
         following = next(wanted)
         for indices, waveform, samples in padded_batches(waveforms, self.inference.feature):
-            hidden = np.zeros((len(waveform), waveform.shape[1] // self.inference.feature.hop), bool)
+            frames = waveform.shape[1] // self.inference.feature.hop
+            hidden = np.zeros((len(waveform), frames), bool)
             for row, index in enumerate(indices if masks is not None else ()):
                 hidden[row, : len(masks[index])] = masks[index]
             outputs = jax.device_get(

@@ -1,4 +1,4 @@
-"""One row of a table of runs: what a finished run cost, and scores that compare with other runs'."""
+"""One row of a table of runs: what a finished run cost, and scores that compare with others'."""
 
 import pathlib
 from typing import Any
