@@ -13,14 +13,20 @@ two rows of a model without a script.)
 What these programs move and send is counted by the functions that `compile` uses: `traffic`,
 `predict.wire_seconds`, `predict.predict`. What they compute is counted here, as their models are.
 The largest error is `predict.BAND`.
+
+Beside them stand our own steps on one H100, as `benchmarks.step` timed them: `predict.GPU_BAND`.
 """
 
 import dataclasses
 import math
+import pathlib
 
 import numpy as np
 
-from uniwav_jax.compile import chips, predict, traffic
+from uniwav_jax import config as configs
+from uniwav_jax.compile import chips, predict, report, traffic
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 TOKENS = 2_048  # of a sequence
 HEAD = 256  # width of a head
@@ -186,6 +192,52 @@ def largest_error() -> float:
     return max(abs(error(*row)) for row in ROWS)
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Our own step, timed by `benchmarks.step` on one GPU.
+
+    Attributes:
+      config, fields: what was run.
+      seconds: median of a step.
+    """
+
+    config: str
+    fields: tuple[str, ...]
+    seconds: float
+
+
+# One H100 of 80 GB, 2026-11-26, JAX 0.11.2, commit 15ba32c; 15 steps each after three.
+GPU = "h100:1x1"
+MEASURED = (
+    Measured("configs/small.py", (), 0.07271),
+    Measured("configs/small.py", ("parallel.remat=none",), 0.08201),
+    Measured("configs/small.py", ("parallel.attention=reference",), 0.1144),
+    Measured("configs/base.py", ("training.batch_size=32",), 0.1668),
+    Measured("configs/large.py", ("training.batch_size=16",), 0.1982),
+)
+
+
+def prediction(row: Measured) -> dict:
+    """What is predicted of a measured step."""
+    config = configs.load_config(str(ROOT / row.config), list(row.fields))
+    return report.estimate(config, chips.parse(GPU), report.read_prices())
+
+
+def measured_lines() -> list[str]:
+    """Markdown, a row a measured step."""
+    found = ["| config | step, s | predicted | times | MFU | predicted |", "|---|---|---|---|---|---|"]
+    for row in MEASURED:
+        told = prediction(row)
+        predicted = told["predicted_step_seconds"]
+        mfu = told["flops"] / row.seconds / chips.parse(GPU).chip.peak_flops
+        name = " ".join([f"`{row.config.split('/')[1][:-3]}`", *row.fields])
+        found.append(
+            f"| {name} | {row.seconds:.4f} | {predicted:.4f} | {row.seconds / predicted:.1f} | "
+            f"{mfu:.1%} | {told['predicted_mfu']:.1%} |"
+        )
+    return found
+
+
 def lines() -> list[str]:
     """Markdown, a row a table and number of slices."""
     found = [
@@ -206,4 +258,5 @@ def lines() -> list[str]:
 
 if __name__ == "__main__":
     print("\n".join(lines()))
-    print(f"\nlargest error {largest_error():.0%}")
+    print(f"\nlargest error {largest_error():.0%}\n")
+    print("\n".join(measured_lines()))

@@ -129,14 +129,14 @@ PAGE = """# Topologies
     make topologies
 
 What each size needs and how fast it should be, from the compiled step and without the chips.
-Nothing here has run on a TPU.
+Nothing here has run on a TPU; what one H100 took stands below.
 
 {rows}
 
 A step is max(executed FLOPs / (0.65 × peak), bytes through the memory / its bandwidth) + bytes
 sent / bandwidth of the links: no overlap is assumed; the figure in brackets is with all of it. What
-stands after ± is the largest error of the same formula on published figures (below), of MFU,
-chip-hours and dollars as much. MFU counts what the model asks for (student 6, teacher 2, decoder 6
+stands after ± is the largest error of the same formula on published figures (below), after + that
+on our own steps on a GPU; of MFU, chip-hours and dollars as much. MFU counts what the model asks for (student 6, teacher 2, decoder 6
 operations a weight and frame, attention, heads), recomputation left out. Rows marked (estimated)
 stand for the program as it is designed: nothing was compiled for them, and for a GPU that is not
 there nothing can be.
@@ -166,12 +166,26 @@ for 32B.) Errors of the step time, + where the prediction is too slow, are {erro
 take a prediction as the slow end. What slices cost the formula knows least: on 32 of v5e the
 published steps take {published} longer than on one, the predicted ones {predicted}.
 
+    python -m benchmarks.step --config CONFIG
+
+times our own step on the devices that are there. One H100 (80 GB, JAX 0.11.2, commit 15ba32c):
+
+{measured}
+
+So a GPU takes two to four times as long as predicted: GPU rows have that as their band, and their
+chip-hours and dollars are as much too low. A profile of `small` says why: of 70 ms a step products
+take 16 and attention 11; the rest is what lies between them (norms, activations, modulation by
+time, residual sums, and in `base` the taps of the positional convolutions), which the formula takes
+to be fused into the products, and which a GPU reads and writes by itself. No TPU was measured. Its
+compiler fuses more, but these models are narrow beside MaxText's: take predictions for `small` and
+`base` on TPUs with the same caution until somebody has run them.
+
 What this says nothing of:
 
 * The memory term: computing takes at least seven times as long in each of these runs. What a layer
   reads, writes and saves is our count, without a measurement beside it, and rows above that are
   bound by memory hang on it.
-* Chips other than v5e and v5p: no GPU, no v4, v6e or tpu7x.
+* Chips other than v5e, v5p and one H100; several GPUs.
 * What only our programs have: teacher, codebooks, positional convolutions, heads of 64 channels.
   The narrowest of these models is 2.5 times as wide as `xxl`: wide products run nearer to the peak.
 * Accumulation, and data parallelism within a slice, which these runs do without.
@@ -200,6 +214,7 @@ def page(found: list[dict]) -> str:
     return PAGE.format(
         rows="\n".join(table(found)),
         calibration="\n".join(calibration.lines()),
+        measured="\n".join(calibration.measured_lines()),
         **verdict(),
         chips="\n".join(chips),
         date=prices["date"],
@@ -239,7 +254,8 @@ def table(found: list[dict]) -> list[str]:
             row["remat"],
             row["crops_per_device"],
             f"{row['hbm_share']:.1%} of {row['hbm_bytes'] / GIB:.1f} GiB",
-            f"{seconds[0]:.3f} ± {row['predicted_band'] * seconds[0]:.3f} ({seconds[1]:.3f})",
+            f"{seconds[0]:.3f} {row['predicted_sign']} {row['predicted_band'] * seconds[0]:.3f} "
+            f"({seconds[1]:.3f})",
             f"{used[0]:.0%} ({used[1]:.0%})",
             row["bound"],
             f"{row['chip_hours']:,.0f}",

@@ -2,12 +2,31 @@
 
 import pytest
 
-from benchmarks.calibration import ROWS, TABLES, error, largest_error, model, predicted
+from benchmarks.calibration import (
+    MEASURED,
+    ROWS,
+    TABLES,
+    error,
+    largest_error,
+    model,
+    predicted,
+    prediction,
+)
 from uniwav_jax.compile import chips, predict
 
 
 def test_the_band_is_the_largest_error():
     assert round(largest_error(), 2) == predict.BAND
+
+
+def test_the_band_of_gpus_is_the_largest_error_of_our_own_steps():
+    told = [prediction(row) for row in MEASURED]
+    late = [
+        row.seconds / found["predicted_step_seconds"] - 1
+        for row, found in zip(MEASURED, told, strict=True)
+    ]
+    assert round(max(late), 1) == predict.GPU_BAND and min(late) > 0
+    assert all(found["predicted_band"] == predict.GPU_BAND for found in told)
 
 
 def test_every_published_figure_lies_within_the_band_and_above_the_slow_end():

@@ -25,6 +25,7 @@ ROW = {
     "predicted_step_seconds": 0.2,
     "predicted_step_seconds_overlapped": 0.1,
     "predicted_band": 0.5,
+    "predicted_sign": "±",
     "predicted_mfu": 0.45,
     "predicted_mfu_overlapped": 0.9,
     "bound": "compute",

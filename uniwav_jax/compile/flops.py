@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.extend.core
 
 from uniwav_jax import features
 from uniwav_jax.objectives.masking import masked_counts
@@ -82,7 +83,7 @@ def _equation(equation) -> int:
         return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // outputs
     if name == "cond":
         return max(_count(branch.jaxpr) for branch in parameters["branches"])
-    inside = sum(_count(inner) for inner in jax.core.jaxprs_in_params(parameters))
+    inside = sum(_count(inner) for inner in jax.extend.core.jaxprs_in_params(parameters))
     if name == "scan":
         return inside * parameters["length"]
     if name == "pallas_call":

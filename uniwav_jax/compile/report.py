@@ -185,7 +185,8 @@ def _predicted(config, topology, known: dict, wire: float, network: float, price
         "hbm_share": known["used_bytes"] / hbm,
         "predicted_step_seconds": step.seconds,
         "predicted_step_seconds_overlapped": step.overlapped,
-        "predicted_band": predict.BAND,
+        "predicted_band": predict.band(topology),
+        "predicted_sign": "+" if topology.chip.platform == "gpu" else "±",
         "predicted_by_bound": dataclasses.asdict(step),
         "bound": step.bound,
         "predicted_mfu": known["flops"] / step.seconds / peak,
@@ -247,7 +248,7 @@ def text(found: dict) -> str:
     price = found["price_per_chip_hour"]
     lines += [
         f"predicted step       {found['predicted_step_seconds']:.4f} s "
-        f"± {found['predicted_band']:.0%} without any overlap ({bounds}); "
+        f"{found['predicted_sign']} {found['predicted_band']:.0%} without any overlap ({bounds}); "
         f"{found['predicted_step_seconds_overlapped']:.4f} s if all overlaps",
         f"bound by             {found['bound']}",
         f"model FLOPs used     {found['predicted_mfu']:.1%} of the peak; "

@@ -9,6 +9,7 @@ Both heads are multinomial logistic regressions, measured by their cross-entropy
 are not in the split train. Masks, frames and units are the same for every run on the same shards.
 """
 
+import functools
 import hashlib
 import pathlib
 
@@ -21,7 +22,7 @@ from uniwav_jax.errors import UserError
 from uniwav_jax.objectives.masking import mask_of, span_mask
 from uniwav_jax.tasks import evaluation, labelled, softmax
 from uniwav_jax.tasks.labelled import Catalogue, LeftOut
-from uniwav_jax.tasks.pretrained import Pretrained
+from uniwav_jax.tasks.pretrained import BUCKET_FRAMES, Pretrained
 
 FORMAT = 1
 UNITS = 100
@@ -100,11 +101,17 @@ def score(model: Pretrained, catalogue: Catalogue, units: dict[str, np.ndarray])
 
 
 def fixed_mask(row_id: str, frames: int) -> np.ndarray:
-    """The masked frames of an utterance, bool [frames]; they depend on its id alone."""
+    """The masked frames of an utterance, bool [frames]; they depend on its id and length alone."""
     seed = int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:4], "big")
+    padded = -(-frames // BUCKET_FRAMES) * BUCKET_FRAMES
+    return np.asarray(_mask(np.uint32(seed), np.int32(frames), padded))[:frames]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _mask(seed, frames, padded: int) -> jax.Array:
     key = jax.random.key(seed, impl="threefry2x32")
-    positions, weights = span_mask(key, np.int32(frames), frames, FRACTION, SPAN)
-    return np.asarray(mask_of(positions[None], weights[None], frames)[0])
+    positions, weights = span_mask(key, frames, padded, FRACTION, SPAN)
+    return mask_of(positions[None], weights[None], padded)[0]
 
 
 def _score_units(model: Pretrained, catalogue: Catalogue, units: dict[str, np.ndarray]) -> dict:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.optimize
-import scipy.special
 
-ITERATIONS = 200
+ITERATIONS, TOLERANCE = 150, 1e-6
 
 
 def fit(
@@ -28,22 +27,19 @@ def fit(
     """
     n, channels = x.shape
     x = np.concatenate([x, np.ones((n, 1), x.dtype)], axis=1)
-    one_hot = np.zeros((n, classes), x.dtype)
-    one_hot[np.arange(n), targets] = 1
     penalised = np.ones((channels + 1, 1))
     penalised[-1] = 0
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights = flat.reshape(channels + 1, classes)
-        logits = x @ weights.astype(x.dtype)
-        logs = logits - scipy.special.logsumexp(logits, axis=1, keepdims=True)
-        gradient = x.T @ (np.exp(logs) - one_hot) / n + strength * penalised * weights
+        share, loss = _softmax(x @ weights.astype(x.dtype), targets)
+        share[np.arange(n), targets] -= 1
+        gradient = x.T @ share / n + strength * penalised * weights
         ridge = strength / 2 * (penalised * weights**2).sum()
-        loss = -logs[np.arange(n), targets].mean(dtype=np.float64)
         return loss + ridge, gradient.ravel().astype(np.float64)
 
     begin = np.zeros((channels + 1, classes)) if start is None else start
-    options = {"maxiter": ITERATIONS, "ftol": 1e-7}
+    options = {"maxiter": ITERATIONS, "ftol": TOLERANCE}
     found = scipy.optimize.minimize(
         objective, begin.ravel(), jac=True, method="L-BFGS-B", options=options
     )
@@ -52,9 +48,17 @@ def fit(
 
 def cross_entropy(weights: np.ndarray, x: np.ndarray, targets: np.ndarray) -> float:
     """Mean over the examples, in nats."""
-    logits = x @ weights[:-1].astype(x.dtype) + weights[-1].astype(x.dtype)
-    logs = logits - scipy.special.logsumexp(logits, axis=1, keepdims=True)
-    return float(-logs[np.arange(len(x)), targets].mean(dtype=np.float64))
+    return _softmax(x @ weights[:-1].astype(x.dtype) + weights[-1].astype(x.dtype), targets)[1]
+
+
+def _softmax(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, float]:
+    """Shares of the classes, in the place of the logits, and the mean cross-entropy."""
+    logits -= logits.max(1, keepdims=True)
+    chosen = logits[np.arange(len(logits)), targets].astype(np.float64)
+    np.exp(logits, out=logits)
+    total = logits.sum(1, keepdims=True)
+    logits /= total
+    return logits, float((np.log(total[:, 0].astype(np.float64)) - chosen).mean())
 
 
 def probe(
