@@ -206,7 +206,7 @@ class Measured:
     seconds: float
 
 
-# One H100 of 80 GB, 2026-11-26, JAX 0.11.2, commit 15ba32c; 15 steps each after three.
+# One H100 of 80 GB, 2026-11-26, JAX 0.11.2, commit 8a9cf3c; 15 steps each after three.
 GPU = "h100:1x1"
 MEASURED = (
     Measured("configs/small.py", (), 0.07271),
@@ -225,7 +225,7 @@ def prediction(row: Measured) -> dict:
 
 def measured_lines() -> list[str]:
     """Markdown, a row a measured step."""
-    found = ["| config | step, s | predicted | times | MFU | predicted |", "|---|---|---|---|---|---|"]
+    found = ["| config | step, s | predicted | times | MFU | predicted |", "|---" * 6 + "|"]
     for row in MEASURED:
         told = prediction(row)
         predicted = told["predicted_step_seconds"]

@@ -136,10 +136,10 @@ Nothing here has run on a TPU; what one H100 took stands below.
 A step is max(executed FLOPs / (0.65 × peak), bytes through the memory / its bandwidth) + bytes
 sent / bandwidth of the links: no overlap is assumed; the figure in brackets is with all of it. What
 stands after ± is the largest error of the same formula on published figures (below), after + that
-on our own steps on a GPU; of MFU, chip-hours and dollars as much. MFU counts what the model asks for (student 6, teacher 2, decoder 6
-operations a weight and frame, attention, heads), recomputation left out. Rows marked (estimated)
-stand for the program as it is designed: nothing was compiled for them, and for a GPU that is not
-there nothing can be.
+on our own steps on a GPU; of MFU, chip-hours and dollars as much. MFU counts what the model asks
+for (student 6, teacher 2, decoder 6 operations a weight and frame, attention, heads), recomputation
+left out. Rows marked (estimated) stand for the program as it is designed: nothing was compiled for
+them, and for a GPU that is not there nothing can be.
 
 `make topologies` fails if a row takes more than 85 % of the memory, or if a compiled one has
 arguments of more than 1.02 times the shards of state, constants and batch, sends more than 1.5
@@ -168,7 +168,7 @@ published steps take {published} longer than on one, the predicted ones {predict
 
     python -m benchmarks.step --config CONFIG
 
-times our own step on the devices that are there. One H100 (80 GB, JAX 0.11.2, commit 15ba32c):
+times our own step on the devices that are there. One H100 (80 GB, JAX 0.11.2, commit 8a9cf3c):
 
 {measured}
 
