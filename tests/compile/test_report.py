@@ -117,7 +117,7 @@ def test_a_known_machine_gets_a_prediction():
     assert not found["analytic"] and found["argument_bytes"] > found["state_bytes"]
     assert found["topology"] == "h100:1x8" and found["predicted_by_bound"]["interconnect"] > 0
     assert 0 < found["predicted_step_seconds_overlapped"] < found["predicted_step_seconds"]
-    assert f"± {predict.BAND:.0%}" in report.text(found)
+    assert f"+ {predict.GPU_BAND:.0%} without" in report.text(found)
     assert aot.topology_devices(topology) == jax.devices()
 
 

@@ -12,6 +12,7 @@ are not in the split train. Masks, frames and units are the same for every run o
 import functools
 import hashlib
 import pathlib
+import zipfile
 
 import jax
 import numpy as np
@@ -73,7 +74,7 @@ def units_of(path: pathlib.Path, model: Pretrained, catalogue: Catalogue) -> dic
     try:
         with np.load(path) as found:
             arrays = dict(found)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} holds no units ({error}); delete it for new ones.") from error
     if str(arrays.pop("about", "")) != about:
         raise UserError(
