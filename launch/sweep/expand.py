@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 
 from data_pipelines.errors import UserError
+from launch.tree import ROOT
 from uniwav_jax import config as configs
 
 
@@ -35,7 +37,10 @@ def read(spec: str) -> list | dict:
     Raises:
       UserError: no such file, or no `get_sweep` in it.
     """
-    return configs.call(spec, "get_sweep", "--sweep")
+    name, colon, argument = spec.partition(":")
+    # Like a job's config it may be named as it is called inside of the tree.
+    found = name if os.path.exists(name) or not (ROOT / name).is_file() else str(ROOT / name)
+    return configs.call(f"{found}{colon}{argument}", "get_sweep", "--sweep")
 
 
 def listed(found: list, spec: str) -> list[Run]:
@@ -83,7 +88,8 @@ def check(runs: Sequence[Run], more: Sequence[str]) -> None:
     """
     for run in runs:
         try:
-            configs.check(configs.load_config(run.config, [*run.fields, *more]))
+            config = configs.load_config(str(ROOT / run.config), [*run.fields, *more])
+            configs.check(config)
         except UserError as error:
             raise UserError(f"the run '{run.words}': {error}") from error
 

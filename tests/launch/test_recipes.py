@@ -22,7 +22,7 @@ ABSENT = (1, "ERROR: The following URLs matched no objects or files:")
 NO_JOBSET = (1, "Error from server (NotFound)")
 ONE_SLICE = '{"spec": {}, "status": {"replicatedJobsStatus": [{"ready": 1}]}}'
 # What the blocks use beside Python and the programs that are played.
-REAL = ("bash", "grep", "sed")
+REAL = ("bash", "grep", "sed", "ls", "head")
 
 
 @pytest.fixture
