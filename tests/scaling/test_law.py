@@ -60,7 +60,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     held = np.zeros(2, int)
     for seed in range(200):
         x, loss = grid(0.02, seed)
-        draws = law.refits(x, loss, law.fit(x, loss), count=100, seed=seed)
+        draws = law.refits(x, loss, law.fit(x, loss), count=60, seed=seed)
         for row, truth in enumerate((ALPHA, BETA)):
             low, high = law.interval([draw.exponents[row] for draw in draws])
             held[row] += low <= truth <= high

@@ -11,7 +11,6 @@ import itertools
 
 import numpy as np
 import scipy.optimize
-import scipy.special
 
 from uniwav_jax.errors import UserError
 
@@ -88,7 +87,7 @@ def fit(
             point,
             jac=True,
             method="L-BFGS-B",
-            options={"maxiter": 2_000, "maxfun": 4_000, "ftol": 1e-13, "gtol": 1e-9},
+            options={"maxiter": 2_000, "maxfun": 4_000, "ftol": 1e-11, "gtol": 1e-7},
         )
         for point in starts
     ]
@@ -143,10 +142,15 @@ def _predicted(point, u) -> tuple[np.ndarray, np.ndarray]:
 
     `point` = (log E, log of each term at u = 0, exponents); u = log x, centred, [runs, k].
     """
-    terms, exponents = np.split(point[1:], 2)
-    logs = np.concatenate([np.full((len(u), 1), point[0]), terms - exponents * u], axis=1)
-    total = scipy.special.logsumexp(logs, axis=1)
-    return total, np.exp(logs - total[:, None])
+    k = u.shape[1]
+    shares = np.empty((len(u), 1 + k))
+    shares[:, 0] = point[0]
+    np.subtract(point[1 : 1 + k], point[1 + k :] * u, out=shares[:, 1:])
+    largest = shares.max(1, keepdims=True)
+    np.exp(shares - largest, out=shares)
+    total = shares.sum(1, keepdims=True)
+    shares /= total
+    return (np.log(total) + largest)[:, 0], shares
 
 
 def _grid_starts(u, loss, delta) -> list[np.ndarray]:
