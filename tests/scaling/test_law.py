@@ -55,17 +55,20 @@ def test_half_a_percent_of_noise_moves_the_exponents_by_less_than_a_twentieth():
     assert close >= 190
 
 
-@pytest.mark.slow
-def test_intervals_hold_the_truth_as_often_as_they_say():
+@pytest.mark.parametrize(
+    "repetitions",
+    [pytest.param(50, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.long)],
+)
+def test_intervals_hold_the_truth_as_often_as_they_say(repetitions):
     held = np.zeros(2, int)
-    for seed in range(200):
+    for seed in range(repetitions):
         x, loss = grid(0.02, seed)
         draws = law.refits(x, loss, law.fit(x, loss), count=60, seed=seed)
         for row, truth in enumerate((ALPHA, BETA)):
             low, high = law.interval([draw.exponents[row] for draw in draws])
             held[row] += low <= truth <= high
-    print(f"alpha {held[0]}, beta {held[1]} of 200 intervals hold the truth")
-    assert np.all((held >= 160) & (held <= 196))
+    print(f"alpha {held[0]}, beta {held[1]} of {repetitions} intervals hold the truth")
+    assert np.all((held >= 0.80 * repetitions) & (held <= 0.98 * repetitions))
 
 
 def test_a_third_term_is_found_too():
