@@ -15,7 +15,7 @@ export MALLOC_ARENA_MAX ?= 1
 # and files keep their order: the longest have few tests and would come last otherwise.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-slow test-long topologies export-check lint goldens clean
+.PHONY: demo test test-all test-slow test-long test-browser topologies export-check lint goldens clean
 
 # CORPUS=DIR takes your own audio instead of synthetic speech, and needs nothing under a GPL.
 ifdef CORPUS
@@ -34,11 +34,15 @@ test-slow: $(VENV)/.installed-test
 	$(PYTEST) -m slow
 
 test-all: $(VENV)/.installed-test
-	$(PYTEST) -m "not long"
+	$(PYTEST) -m "not long and not browser"
 
 # Tortures and big compiles, minutes each; before a release.
 test-long: $(VENV)/.installed-test
 	$(PYTEST) -m long
+
+# Pages in headless Chromium, which has to be there (Debian: apt install chromium).
+test-browser: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m browser
 
 # Every config on the topologies recommended for it, compiled without them: docs/TOPOLOGIES.md.
 topologies: $(VENV)/.installed-tpu

@@ -116,6 +116,7 @@ def _plot(folder: pathlib.Path, name: str, results: Results, fitted: Fitted, num
         return ""
     title, head, rows = drawn
     axes[0, 0].grid(alpha=0.3)
+    _plain_losses(axes[0, 0])
     pictures.save(figure, folder / f"{fitted.loss}-{name}.png")
     svg = io.StringIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
@@ -126,6 +127,18 @@ def _plot(folder: pathlib.Path, name: str, results: Results, fitted: Fitted, num
         f"<figure id='{fitted.loss}-{name}'><figcaption>{html.escape(title)}</figcaption>{drawing}"
         f"<details><summary>numbers</summary>{_table(head, rows)}</details></figure>"
     )
+
+
+def _plain_losses(axes) -> None:
+    """Losses are 0.9 and 1.2, not 9 x 10^-1, on the axes that show them in a log scale."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        if axis.get_scale() == "log" and high < 100 * low and high < 1e4:
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            crowded = high > 10 * low
+            axis.set_minor_formatter(NullFormatter() if crowded else StrMethodFormatter("{x:g}"))
 
 
 def _own_ids(svg: str, prefix: str) -> str:
