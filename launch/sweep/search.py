@@ -45,9 +45,11 @@ class Search:
             study_name="sweep",
             storage=f"sqlite:///{folder / FILE}",
             load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=wanted["seed"]),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=wanted["startup_trials"]),
         )
+        # A sampler of the same seed would draw again what it has drawn before a kill.
+        seed = wanted["seed"] + len(self._study.trials)
+        self._study.sampler = optuna.samplers.TPESampler(seed=seed)
         self._trials = {self._run(trial.params).id: trial for trial in self._study.trials}
         # What a kill has left is gone on with.
         self._begun = [
