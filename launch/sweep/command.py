@@ -77,10 +77,20 @@ def run(options: argparse.Namespace, written) -> int:
         return 0
     sweep = runner.Sweep(place, source, render, options.retry)
     parallel = options.max_parallel or (1 if options.target == "local" else 16)
+    done = 0
+
+    def report(sweep: runner.Sweep) -> None:
+        nonlocal done
+        show(sweep)
+        ended = list(sweep.states.values()).count(runner.DONE)
+        if ended != done:
+            table.write(folder, source.runs, sweep.states)
+            done = ended
+
     try:
         with contextlib.ExitStack() as stack:
             show = runner.live(sweep, stack) if sys.stdout.isatty() else runner.lines()
-            sweep.run(parallel, show)
+            sweep.run(parallel, report)
     except KeyboardInterrupt:
         print("jobs under way go on; the same command follows them again", file=sys.stderr)
         raise

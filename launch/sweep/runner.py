@@ -188,6 +188,9 @@ class Sweep:
                 child.terminate()
 
     def _fail(self, run: Run, log: pathlib.Path, otherwise: str = "it said nothing") -> None:
+        if self._ended:  # it was not its own fault
+            self.states[run.id] = WAITING
+            return
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         self.said[run.id] = "\n".join(lines[-LAST_LINES:]) or otherwise
         self.states[run.id] = FAILED

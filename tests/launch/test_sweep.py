@@ -19,6 +19,7 @@ from launch.sweep.expand import Run
 from launch.watch import State
 from tests import runs
 from tests.launch import jobs
+from uniwav_jax.training.telemetry import as_line
 
 SWEEP = """
 def get_sweep():
@@ -137,6 +138,28 @@ def test_a_failed_run_is_listed_with_its_last_lines(tmp_path, monkeypatch):
     sweep = fake.run("a", "b", "c")
     assert sweep.states == {"a": runner.FAILED, "b": runner.FAILED, "c": runner.DONE}
     assert sweep.said == {"a": "two\nthree\nfour", "b": "two\nthree\nfour"}
+
+
+def test_what_is_interrupted_has_not_failed(tmp_path, monkeypatch):
+    fake = Fake(tmp_path, monkeypatch, {"a": None, "b": None}, {("watch", "a")})
+    source = runner.Listed([Run(name, "configs/tiny.py", ()) for name in ("a", "b")])
+    sweep = runner.Sweep(fake.place, source, lambda run: None, False)
+    monkeypatch.setattr(runner.Sweep, "_standing", lambda self, folder: self._end() or runner.NEW)
+    sweep.run(1, lambda sweep: None)
+    assert sweep.states == {"a": runner.WAITING, "b": runner.WAITING} and not sweep.said
+
+
+def test_the_live_table_shows_every_run(tmp_path, monkeypatch, capsys):
+    fake = Fake(tmp_path, monkeypatch, {"a": None, "b": None}, {("score", "b")})
+    sweep = fake.run("a", "b")
+    workdir = fake.place.workdir(sweep.source.runs[0])
+    workdir.mkdir(parents=True)
+    (workdir / "metrics.jsonl").write_text(as_line({"step": 40, "kind": "train", "loss": 1.25}))
+    with contextlib.ExitStack() as stack:
+        runner.live(sweep, stack)(sweep)
+    shown = capsys.readouterr().out
+    assert "tiny.py" in shown and "done" in shown and "failed" in shown
+    assert "40" in shown and "1.250" in shown
 
 
 def command(shards, folder, *more: str) -> list[str]:
