@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Mapping
 
 from data_pipelines.errors import UserError
-from data_pipelines.files import read_json
 from launch.sweep import runner, table
 from launch.sweep.expand import Run, of_overrides
 
@@ -91,7 +90,7 @@ class Search:
         """Tells the study."""
         states, value = self._optuna.trial.TrialState, None
         if state == runner.DONE:
-            value = read_json(place.workdir(run) / table.SCORES).get(self._wanted["minimise"])
+            value = table.read_scores(place.workdir(run)).get(self._wanted["minimise"])
         told = {runner.DONE: states.COMPLETE, runner.PRUNED: states.PRUNED}.get(state, states.FAIL)
         if value is None and told == states.COMPLETE:
             told = states.FAIL

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import pyarrow
 import pyarrow.parquet
 
+from data_pipelines.errors import UserError
 from data_pipelines.files import atomic_write, read_json
 from launch.sweep.expand import Run
 
+FORMAT = 1  # of scores.json, which `uniwav_jax score` writes
 FILE, SCORES = "results.parquet", "scores.json"
 NUMBERS = {
     "parameters": pyarrow.int64(),
@@ -58,7 +60,7 @@ def write(folder: pathlib.Path, runs: Sequence[Run], states: dict[str, str]) -> 
 
 def row(workdir: pathlib.Path, run: Run, state: str) -> dict:
     """One run's row."""
-    scores = read_json(workdir / SCORES) if (workdir / SCORES).exists() else {}
+    scores = read_scores(workdir)
     return {
         "run_id": run.id,
         "state": state,
@@ -67,6 +69,19 @@ def row(workdir: pathlib.Path, run: Run, state: str) -> dict:
         **{name: scores.get(name) for name in (*NUMBERS, *TEXTS)},
         "loss_curve": curve(workdir / "metrics.jsonl"),
     }
+
+
+def read_scores(workdir: pathlib.Path) -> dict:
+    """A run's scores.json, {} if it was not scored.
+
+    Raises:
+      UserError: it is damaged, or of another format.
+    """
+    path = workdir / SCORES
+    scores = read_json(path) if path.exists() else {}
+    if scores and scores.get("format") != FORMAT:
+        raise UserError(f"{path} has another format than {FORMAT}; delete it, and score it again.")
+    return scores
 
 
 def curve(path: pathlib.Path) -> list[dict]:

@@ -35,7 +35,7 @@ def finish(source: Search, run, place) -> None:
     workdir = place.workdir(run)
     workdir.mkdir(parents=True, exist_ok=True)
     loss = math.log(rate(run) / 1e-3) ** 2
-    (workdir / table.SCORES).write_text(json.dumps({"decoder_loss": loss}))
+    (workdir / table.SCORES).write_text(json.dumps({"format": 1, "decoder_loss": loss}))
     source.ended(run, runner.DONE, place)
 
 
