@@ -63,6 +63,10 @@ class Listed:
         self.runs = runs
         self._left = iter(runs)
 
+    def state(self, run: Run) -> str:
+        """What is known of a run before it is looked at."""
+        return WAITING
+
     def take(self) -> Run | None:
         """The next run, or None when there are no more. One caller at a time."""
         return next(self._left, None)
@@ -88,7 +92,7 @@ class Sweep:
     def __init__(self, place: Place, source, render: Callable[[Run], None], retry: bool):
         self.place, self.source = place, source
         self._render, self._retry = render, retry
-        self.states: dict[str, str] = {run.id: WAITING for run in source.runs}
+        self.states: dict[str, str] = {run.id: source.state(run) for run in source.runs}
         self.said: dict[str, str] = {}
         self._children: set[subprocess.Popen] = set()
         self._lock, self._ended = threading.Lock(), False

@@ -63,6 +63,12 @@ class Search:
         """Those so far, in the order of the trials."""
         return [self._run(trial.params) for trial in self._study.trials if trial.params]
 
+    def state(self, run: Run) -> str:
+        """What has become of a trial before."""
+        known = {"COMPLETE": runner.DONE, "PRUNED": runner.PRUNED, "FAIL": runner.FAILED}
+        number = self._trial(run).number
+        return known.get(self._study.trials[number].state.name, runner.WAITING)
+
     def take(self) -> Run | None:
         """A run that was begun before, else a new one, else None."""
         if self._begun:

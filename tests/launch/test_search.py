@@ -73,8 +73,8 @@ def test_a_killed_search_goes_on_with_what_was_begun(place):
     assert last.id not in (first.id, begun.id)
     again.ended(last, runner.FAILED, place)
     assert again.take() is None
-    states = [trial.state.name for trial in again._study.trials]
-    assert states == ["COMPLETE", "COMPLETE", "FAIL"]
+    states = [again.state(run) for run in (first, begun, last)]
+    assert states == [runner.DONE, runner.DONE, runner.FAILED]
 
 
 def test_what_is_worse_than_the_others_halfway_is_stopped(place):
