@@ -130,24 +130,36 @@ def _score_units(model: Pretrained, catalogue: Catalogue, units: dict[str, np.nd
     rows = np.concatenate(parts)
     lengths = {row: model.frames(catalogue.samples[row]) for row in rows}
     masks = {row: fixed_mask(catalogue.id[row], frames) for row, frames in lengths.items()}
-    found: dict[int, tuple] = {}
+    chosen, bounds = _choose(parts, masks)
+    layers, targets = None, np.zeros(bounds[-1], np.int64)
     for row, output in _outputs(model, catalogue, rows, masks, "masked frames"):
-        mel = (output["log_mel"][masks[row]] - units["mean"]) / units["deviation"]
-        found[row] = output["layers"][:, masks[row]], scipy.cluster.vq.vq(mel, units["centres"])[0]
-    layers, targets, bounds = [], [], [0]
+        examples, frames = chosen[row]
+        if layers is None:
+            depth, _, width = output["layers"].shape
+            layers = np.zeros((depth, bounds[-1], width), np.float32)
+        layers[:, examples] = output["layers"][:, frames]
+        mel = (output["log_mel"][frames] - units["mean"]) / units["deviation"]
+        targets[examples] = scipy.cluster.vq.vq(mel, units["centres"])[0]
+    ends = zip(bounds, bounds[1:], strict=False)
+    return softmax.probe(layers, targets, *(np.arange(*pair) for pair in ends), STRENGTHS)
+
+
+def _choose(parts, masks: dict[int, np.ndarray]) -> tuple[dict[int, tuple], list[int]]:
+    """Which masked frames are examples: row -> (examples, frames); and the parts' bounds.
+
+    At most `FRAMES` a part, evenly spread over its utterances.
+    """
+    chosen, bounds = {}, [0]
     for part in parts:
-        features = np.concatenate([found[row][0] for row in part], axis=1)
-        ids = np.concatenate([found[row][1] for row in part])
-        kept = labelled.spread(len(ids), FRAMES)
-        layers.append(features[:, kept])
-        targets.append(ids[kept])
+        frames = np.concatenate([np.flatnonzero(masks[row]) for row in part])
+        owners = np.repeat(part, [masks[row].sum() for row in part])
+        kept = labelled.spread(len(frames), FRAMES)
+        examples = bounds[-1] + np.arange(len(kept))
+        for row in part:
+            mine = owners[kept] == row
+            chosen[row] = examples[mine], frames[kept][mine]
         bounds.append(bounds[-1] + len(kept))
-    return softmax.probe(
-        np.concatenate(layers, axis=1).astype(np.float32),
-        np.concatenate(targets).astype(np.int64),
-        *(np.arange(*pair) for pair in zip(bounds, bounds[1:], strict=False)),
-        STRENGTHS,
-    )
+    return chosen, bounds
 
 
 def _score_phones(model: Pretrained, catalogue: Catalogue) -> dict | None:
