@@ -6,6 +6,7 @@ import datetime
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 from data_pipelines.errors import UserError
 from data_pipelines.files import read_json, write_json
@@ -145,17 +146,19 @@ def train_arguments(job: Job, **changed: str) -> list[str]:
     return arguments + [f"--config.{field}" for field in job.fields] + list(job.arguments)
 
 
-def add_arguments(parser: argparse.ArgumentParser, target) -> None:
+def add_arguments(parser: argparse.ArgumentParser, target, without: Sequence[str] = ()) -> None:
     """The arguments of a job for a target.
 
     Args:
       parser: gets them.
       target: the module, with SETTINGS (its own `Setting`s), PLATFORMS (chips' platforms; empty:
         this machine) and SOURCES (those it can run from; empty: this Python).
+      without: names of settings that are not asked for.
     """
     group = parser.add_argument_group("the run")
     for setting in COMMON:
-        _add(group, setting)
+        if setting.name not in without:
+            _add(group, setting)
     group.add_argument("--config.FIELD", metavar="VALUE", help="any field of the config")
     group.add_argument(
         "--env",

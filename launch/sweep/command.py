@@ -8,7 +8,8 @@ listed with their last lines and tried again with --retry. S/results.parquet has
 (`python -m launch submit TARGET --help`), and fields of the config for all runs.
 
 Every run is scored on this machine when it is trained, so S and the shards must be seen from here:
-where --workdir or --data are gs:// places, --seen-at and --data-seen-at name their mounts.
+where --workdir or --data are gs:// places, --seen-at and --data-seen-at name their mounts. On this
+machine a run is one process unless --processes says otherwise.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import pathlib
 import sys
 
 from data_pipelines.errors import UserError
+from data_pipelines.index import read_summary
+from data_pipelines.mixture import parse_spec
 from launch import job as jobs
 from launch.sweep import expand, runner, search, table
 from launch.targets import ALIASES, TARGETS
@@ -27,6 +30,7 @@ def add(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     """The command's arguments; those of the target only where it is named."""
     parser.description = __doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.allow_abbrev = False  # --config would be short for a field of it
     parser.add_argument("--sweep", required=True, metavar="F", help="configs/sweeps/NAME.py")
     parser.add_argument(
         "--target", required=True, choices=[*TARGETS, *ALIASES], help="where the jobs run"
@@ -41,7 +45,8 @@ def add(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
     parser.add_argument("--seen-at", metavar="DIR", help="where this machine sees --workdir")
     parser.add_argument("--data-seen-at", metavar="DIR", help="where this machine sees --data")
     if target := _target(arguments):
-        jobs.add_arguments(parser, importlib.import_module(TARGETS[target][0]))
+        own = ("config", "name")  # which the runs have themselves
+        jobs.add_arguments(parser, importlib.import_module(TARGETS[target][0]), without=own)
 
 
 def run(options: argparse.Namespace, written) -> int:
@@ -56,8 +61,6 @@ def run(options: argparse.Namespace, written) -> int:
     """
     if options.max_parallel is not None and options.max_parallel < 1:
         raise UserError(f"--max-parallel {options.max_parallel} must be at least 1.")
-    if options.config or options.name:
-        raise UserError("--config and --name are the runs' own; the sweep's file says them.")
     options.target = ALIASES.get(options.target, options.target)
     target = importlib.import_module(TARGETS[options.target][0])
     whole = jobs.values_of(options, [jobs.DATA, jobs.WORKDIR])
@@ -65,6 +68,8 @@ def run(options: argparse.Namespace, written) -> int:
     place = runner.Place(folder, data, target.state)
     source = _source(options.sweep, folder)
     expand.check(source.runs, options.fields)
+    for corpus, _ in [] if options.render_only else parse_spec(data):
+        read_summary(corpus)  # else every run would fail by itself
 
     def render(one: expand.Run) -> None:
         _render(options, one, place, whole["workdir"], written)

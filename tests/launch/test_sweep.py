@@ -69,7 +69,7 @@ def test_the_same_sweep_renders_for_every_target_and_check_passes(
     "arguments, said",
     [
         (["--max-parallel", "0"], "--max-parallel 0 must be at least 1"),
-        (["--config", "configs/tiny.py"], "--config and --name are the runs' own"),
+        ([], "there is no shard folder D"),
         (["--config.optimizer.learning_rat=1"], "the nearest is 'optimizer.learning_rate'"),
         (["--sweep", "no.py"], "--sweep no.py: no such file"),
         (["--workdir", "gs://bucket/S"], "gs://bucket/S is no folder of this machine"),
