@@ -6,7 +6,7 @@
 |---|---|---|
 | width | 32 a layer: tiny is 4 x 128, large has 24 x 1024 | about the page's sizes |
 | heads | of 64 channels; of 32 where the depth is odd | |
-| decoder | half as deep, an even number of layers, as wide | tiny, base, large |
+| decoder | 2 layers for each 4 begun, as wide | tiny, base, large |
 | targets K, codewords V | the depth, at most 8; 16 a layer, at most 256 | tiny, base |
 | frames | 20 a parameter, unless given | Hoffmann et al. 2022 |
 | batch | 2,048 frames at 4.1 M, as their power 0.45 | tiny, small, base: [O] |
@@ -27,9 +27,10 @@ from configs.common import base
 
 TINY_FRAMES, TINY_BATCH = 2_000 * 2_048, 2_048
 FRAMES_A_PARAMETER = 20
-# Crops of a step are this times a power of two, so that meshes of up to so many devices split them
-# and every size validates on the same crops.
-CROPS, VALIDATION_CROPS = 8, 256
+# Crops of a step are this times a power of two, so that meshes of up to so many devices split them.
+CROPS = 8
+# That a run validates on as it goes; what runs are compared by, `score` measures.
+VALIDATION_CROPS = 256
 NAMES = ("size", "frames", "decoder", "crop")
 
 
@@ -47,7 +48,7 @@ def get_config(argument: str = "size=4"):
     config = base(",".join(rest))
     size, crop = own["size"], own.get("crop", 128)
     width, heads = 32 * size, size if size % 2 else size // 2
-    decoder = own.get("decoder", 2 * max(1, round(size / 4)))
+    decoder = own.get("decoder", 2 * -(-size // 4))
     if decoder % 2:
         raise ValueError(f"decoder={decoder}: its layers are joined in pairs, so write an even one")
     config.data.crop_frames = crop
@@ -98,6 +99,6 @@ def whole(name: str, text: str) -> int:
         value = float(text.replace("_", ""))
     except ValueError:
         value = 0.0
-    if value < 1 or value != int(value):
+    if not 1 <= value < 1e18 or value != int(value):
         raise ValueError(f"{name}={text}: write a whole number above 0")
     return int(value)

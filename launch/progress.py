@@ -49,3 +49,9 @@ def words(row: dict) -> str:
         return "no step yet"
     shown = [f"{name} {row[name]:.4g}" for name in ("loss", "seconds_a_step") if name in row]
     return ", ".join([f"step {row['step']}", *shown])
+
+
+def saved_step(workdir: pathlib.Path) -> int:
+    """The newest complete checkpoint of a run; 0 if there is none."""
+    names = [path.parent.name for path in (workdir / "checkpoints").glob("*/checksums.json")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)

@@ -6,19 +6,13 @@
 The largest amount is four passes over 5 hours. Expected: 2.5 hours on two CPU cores.
 """
 
-from configs.sweeps.common import chain, product, recipe, values
+from configs.sweeps.common import product, recipe, values
 
 SIZES = (1, 2, 3, 4, 6)
 FRAMES = (450_000, 900_000, 1_800_000, 3_600_000)
-# Other splits between the halves, of one size, so that a law of both can be fitted.
-DECODERS = ((3, 4), (4, 4), (4, 6))
 
 
 def get_sweep():
     """Small runs first, so that a fault is seen early."""
     grid = product(values("frames", *FRAMES), values("size", *SIZES))
-    halves = product(
-        values("frames", FRAMES[1]),
-        [{"size": size, "decoder": decoder} for size, decoder in DECODERS],
-    )
-    return recipe("configs/ladder.py", chain(grid, halves))
+    return recipe("configs/ladder.py", grid)

@@ -14,6 +14,7 @@ machine a run is one process unless --processes says otherwise.
 
 import argparse
 import contextlib
+import hashlib
 import importlib
 import pathlib
 import sys
@@ -66,8 +67,7 @@ def run(options: argparse.Namespace, written) -> int:
     whole = jobs.values_of(options, [jobs.DATA, jobs.WORKDIR])
     folder, data = _seen(options, whole)
     place = runner.Place(folder, data, target.state)
-    source = _source(options.sweep, folder)
-    expand.check(source.runs, options.fields)
+    source = _source(options, folder)
     for corpus, _ in [] if options.render_only else parse_spec(data):
         read_summary(corpus)  # else every run would fail by itself
 
@@ -76,7 +76,10 @@ def run(options: argparse.Namespace, written) -> int:
 
     # Those of a search are not known yet.
     for one in source.runs:
-        render(one)
+        if jobs.submitted(place.job(one)) is None:
+            render(one)
+        elif (there := jobs.read(place.job(one)).target) != options.target:
+            raise UserError(f"{folder} is a sweep on {there}; another target wants another folder.")
     print(f"{len(source.runs)} runs in {folder}", flush=True)
     if options.render_only:
         return 0
@@ -107,28 +110,28 @@ def run(options: argparse.Namespace, written) -> int:
 
 
 def _render(options, one: expand.Run, place: runner.Place, workdir: str, written) -> None:
-    """Writes a run's job, unless it is there."""
-    folder = place.job(one)
-    if (folder / jobs.FILE).exists():
-        return
+    """Writes a run's job, over one that was not begun or has failed."""
+    workdir = workdir.rstrip("/")
+    # The same run may be part of another sweep in the same cloud.
+    sweep = hashlib.sha256(workdir.encode()).hexdigest()[:6]
     own = {
         "config": one.config,
-        "name": one.id,
+        "name": f"{one.id}-{sweep}",
         "workdir": f"{workdir}/runs/{one.id}",
-        "output": str(folder),
-        "fields": [*one.fields, *options.fields],
+        "output": str(place.job(one)),
+        "fields": list(one.fields),
     }
     if options.target == "local" and options.processes is None:
         own["processes"] = 1
     written(argparse.Namespace(**vars(options) | own))
 
 
-def _source(spec: str, folder: pathlib.Path):
+def _source(options, folder: pathlib.Path):
     """Where the runs come from: the sweep's list, or a search."""
-    found = expand.read(spec)
+    found = expand.read(options.sweep)
     if isinstance(found, dict):
-        return search.Search(folder, found, spec)
-    return runner.Listed(expand.listed(found, spec))
+        return search.Search(folder, found, options.sweep, options.fields)
+    return runner.Listed(expand.listed(found, options.sweep, options.fields))
 
 
 def _seen(options, whole: dict) -> tuple[pathlib.Path, str]:

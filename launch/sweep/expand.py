@@ -19,11 +19,13 @@ class Run:
       id: a digest of what the run is, so the same whatever else is in the sweep.
       config: "configs/NAME.py[:ARGUMENT]".
       fields: ("name=value", ...), sorted.
+      steps: of its schedule.
     """
 
     id: str
     config: str
     fields: tuple[str, ...]
+    steps: int = 0
 
     @property
     def words(self) -> str:
@@ -43,11 +45,12 @@ def read(spec: str) -> list | dict:
     return configs.call(f"{found}{colon}{argument}", "get_sweep", "--sweep")
 
 
-def listed(found: list, spec: str) -> list[Run]:
+def listed(found: list, spec: str, more: Sequence[str] = ()) -> list[Run]:
     """The runs of a list of overrides.
 
     Args:
       found: by `read`.
+      more: "name=value" that all of them get.
       spec: of the sweep's file, for what is said of faults.
 
     Raises:
@@ -55,43 +58,40 @@ def listed(found: list, spec: str) -> list[Run]:
     """
     if not isinstance(found, list) or not found:
         raise UserError(f"--sweep {spec}: get_sweep() gives no list of runs.")
-    runs = [of_overrides(overrides, spec) for overrides in found]
+    runs = [of_overrides(overrides, spec, more) for overrides in found]
     if len({run.id for run in runs}) < len(runs):
         twice = next(run for row, run in enumerate(runs) if run in runs[:row])
         raise UserError(f"--sweep {spec}: the run '{twice.words}' stands there twice.")
-    return runs
+    return [resolved(run) for run in runs]
 
 
-def of_overrides(overrides: dict, spec: str) -> Run:
-    """A run from what differs: "config", and fields of it.
+def of_overrides(overrides: dict, spec: str, more: Sequence[str] = ()) -> Run:
+    """A run from what differs: "config", and fields of it; `more` fields come from elsewhere.
 
     Raises:
       UserError: no config, or a value that is no number, text or tuple of them.
     """
     if not isinstance(overrides, dict) or "config" not in overrides:
         raise UserError(f"--sweep {spec}: {overrides!r} names no recipe; give it a 'config'.")
-    fields = sorted(f"{name}={_text(v)}" for name, v in overrides.items() if name != "config")
+    own = (f"{name}={_text(v)}" for name, v in overrides.items() if name != "config")
+    fields = sorted([*own, *more])
     content = json.dumps([overrides["config"], fields])
     digest = hashlib.sha256(content.encode()).hexdigest()[:10]
     return Run(f"run-{digest}", overrides["config"], tuple(fields))
 
 
-def check(runs: Sequence[Run], more: Sequence[str]) -> None:
-    """Resolves every run's config, so that a slip shows before anything is begun.
-
-    Args:
-      runs: of a sweep.
-      more: fields that all of them get.
+def resolved(run: Run) -> Run:
+    """The run with its steps, which its config says: a slip shows before anything is begun.
 
     Raises:
       UserError: a config that can't be; says of which run.
     """
-    for run in runs:
-        try:
-            config = configs.load_config(str(ROOT / run.config), [*run.fields, *more])
-            configs.check(config)
-        except UserError as error:
-            raise UserError(f"the run '{run.words}': {error}") from error
+    try:
+        config = configs.load_config(str(ROOT / run.config), list(run.fields))
+        configs.check(config)
+    except UserError as error:
+        raise UserError(f"the run '{run.words}': {error}") from error
+    return dataclasses.replace(run, steps=config.training.steps)
 
 
 def _text(value: object) -> str:

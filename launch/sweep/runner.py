@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from data_pipelines.errors import UserError
 from launch import job as jobs
-from launch import progress
+from launch import progress, watch
 from launch.sweep import table
 from launch.sweep.expand import Run
 
@@ -64,7 +64,7 @@ class Listed:
         self._left = iter(runs)
 
     def state(self, run: Run) -> str:
-        """What is known of a run before it is looked at."""
+        """What is known of a run that is not scored, before it is looked at."""
         return WAITING
 
     def take(self) -> Run | None:
@@ -92,9 +92,9 @@ class Sweep:
     def __init__(self, place: Place, source, render: Callable[[Run], None], retry: bool):
         self.place, self.source = place, source
         self._render, self._retry = render, retry
-        self.states: dict[str, str] = {run.id: source.state(run) for run in source.runs}
+        self.states = {run.id: self._known(run) for run in source.runs}
         self.said: dict[str, str] = {}
-        self._children: set[subprocess.Popen] = set()
+        self._children: set[tuple[str, subprocess.Popen]] = set()
         self._lock, self._ended = threading.Lock(), False
 
     def run(self, parallel: int, show: Callable[["Sweep"], None]) -> None:
@@ -110,58 +110,74 @@ class Sweep:
             finally:
                 self._end()
 
+    def _known(self, run: Run) -> str:
+        """What the folders say of a run before it is looked at."""
+        scored = (self.place.workdir(run) / table.SCORES).exists()
+        return DONE if scored else self.source.state(run)
+
     def _work(self) -> None:
         """One run after the other, until there are no more."""
         while (run := self._next()) is not None:
-            self._one(run)
+            try:
+                self._one(run)
+            except UserError as error:
+                self._fail(run, str(error))
             if not self._ended:
                 self.source.ended(run, self.states[run.id], self.place)
 
     def _next(self) -> Run | None:
         with self._lock:
             run = None if self._ended else self.source.take()
-        if run is not None:
-            self.states[run.id] = TRAINING
+            if run is not None:
+                self.states[run.id] = self._known(run)
         return run
 
     def _one(self, run: Run) -> None:
         """One run: trained, then scored."""
+        if self.states[run.id] == DONE:
+            return
         workdir, folder = self.place.workdir(run), self.place.job(run)
-        if (workdir / table.SCORES).exists():
-            self.states[run.id] = DONE
-            return
-        self._render(run)
-        log = folder / "watch.log"
-        standing = self._standing(folder)
+        self.states[run.id] = TRAINING
+        standing = self._standing(run)
         if standing == OVER and not self._retry:
-            self._fail(run, log, "it failed before; --retry tries it again")
+            self._fail(run, last_lines(folder / "watch.log") or "it failed; --retry tries again")
             return
+        if standing in (NEW, OVER):
+            self._render(run)
         steps = {NEW: ("submit", "watch"), OVER: ("submit", "watch"), GOING: ("watch",), DONE: ()}
         for command in steps[standing]:
-            status = self._child(run, ("launch", command, "--job", str(folder)), log)
+            arguments = ("launch", command, "--job", str(folder))
+            status = self._child(run, arguments, folder / "watch.log")
             if self.states[run.id] == PRUNED:
                 return
             if status:
-                self._fail(run, log)
+                self._fail(run, last_lines(folder / "watch.log"))
                 return
         self.states[run.id] = SCORING
         units = str(self.place.folder / "units.npz")
         scores = ("uniwav_jax", "score", "--workdir", str(workdir), "--data", self.place.data)
+        folder.mkdir(parents=True, exist_ok=True)
         if self._child(run, (*scores, "--units", units), folder / "score.log"):
-            self._fail(run, folder / "score.log")
+            self._fail(run, last_lines(folder / "score.log"))
             return
         self.states[run.id] = DONE
 
-    def _standing(self, folder: pathlib.Path) -> str:
-        """Whether a job is NEW (or lost, and to be begun again), GOING, DONE, or OVER: failed."""
+    def _standing(self, run: Run) -> str:
+        """Whether a job is NEW (or has ended without an end), GOING, DONE, or OVER: failed.
+
+        A lost job that is known to its cloud is followed: `watch` gives it other machines. One that
+        the cloud has forgotten is judged by its run.
+        """
+        folder = self.place.job(run)
         if jobs.submitted(folder) is None:
             return NEW
-        found = self.place.state_of(jobs.read(folder), folder)
-        if found.lost:
-            return NEW
+        job = jobs.read(folder)
+        found = watch.patiently(run.id, lambda: self.place.state_of(job, folder))
         if found.ended is None:
             return GOING
-        return OVER if found.ended else DONE
+        if found.ended == 0 or progress.saved_step(self.place.workdir(run)) >= run.steps:
+            return DONE
+        return NEW if found.lost else OVER
 
     def _child(self, run: Run, arguments: Sequence[str], log: pathlib.Path) -> int:
         """Runs `python -m ARGUMENTS`, which writes into a log; returns its status.
@@ -173,35 +189,41 @@ class Sweep:
                 if self._ended:
                     return 1
                 child = _start(arguments, output)
-                self._children.add(child)
+                self._children.add((arguments[1], child))
             try:
                 while True:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         return child.wait(POLL_SECONDS)
-                    if self.states[run.id] == TRAINING and self.source.stops(run, self.place):
+                    if arguments[1] == "watch" and self.source.stops(run, self.place):
                         self.states[run.id] = PRUNED
                         _start(("launch", "stop", "--job", str(self.place.job(run))), output).wait()
             finally:
-                self._children.discard(child)
+                self._children.discard((arguments[1], child))
 
     def _end(self) -> None:
         """Nothing more is begun, and what follows or scores a run ends; jobs go on."""
         with self._lock:
             self._ended = True
-            for child in self._children:
-                child.terminate()
+            for command, child in self._children:
+                if command != "submit":
+                    child.terminate()
 
-    def _fail(self, run: Run, log: pathlib.Path, otherwise: str = "it said nothing") -> None:
+    def _fail(self, run: Run, said: str) -> None:
         if self._ended:  # it was not its own fault
             self.states[run.id] = WAITING
             return
-        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        self.said[run.id] = "\n".join(lines[-LAST_LINES:]) or otherwise
+        self.said[run.id] = said or "it said nothing"
         self.states[run.id] = FAILED
 
     def step(self, run: Run) -> dict:
         """The last row of a run's metrics, {} before there is one."""
         return progress.of_folder(str(self.place.workdir(run)))
+
+
+def last_lines(log: pathlib.Path) -> str:
+    """What a log ends with; "" if there is none."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return "\n".join(lines[-LAST_LINES:])
 
 
 def _start(arguments: Sequence[str], output) -> subprocess.Popen:
@@ -211,6 +233,8 @@ def _start(arguments: Sequence[str], output) -> subprocess.Popen:
         stdout=output,
         stderr=output,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        # A terminal's Ctrl-C reaches this program alone: a job that is being submitted must be.
+        process_group=0,
     )
 
 

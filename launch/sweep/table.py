@@ -52,7 +52,7 @@ def write(folder: pathlib.Path, runs: Sequence[Run], states: dict[str, str]) -> 
       runs: in their order.
       states: run id -> "done" or what else it is.
     """
-    rows = [row(folder / "runs" / run.id, run, states[run.id]) for run in runs]
+    rows = [row(folder / "runs" / run.id, run, states.get(run.id, "waiting")) for run in runs]
     with atomic_write(folder / FILE) as temporary:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, SCHEMA), temporary)
     return folder / FILE

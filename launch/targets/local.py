@@ -96,7 +96,7 @@ def status(job: Job, folder: pathlib.Path) -> str:
     shown = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k in ("loss", "seconds_a_step"))
     lines = {
         "state": f"{_named(found)}, since {_ago(found.since)}",
-        "step": f"{row.get('step', 0)}, saved {saved_step(pathlib.Path(job.workdir))}",
+        "step": f"{row.get('step', 0)}, saved {progress.saved_step(pathlib.Path(job.workdir))}",
         "metrics": shown or "none yet",
         "attempts": f"{len(found.ends) + (found.state == supervisor.RUNNING)} of at most "
         f"{job.max_restarts + 1}" + (f", ended with status {earlier}" if earlier else ""),
@@ -144,7 +144,7 @@ def stop(job: Job, folder: pathlib.Path) -> None:
             _signal(found, signal.SIGINT)
             _ended(folder, 1.0)
         _ended(folder, START_SECONDS)
-    step = saved_step(pathlib.Path(job.workdir))
+    step = progress.saved_step(pathlib.Path(job.workdir))
     print(f"{supervisor.read(folder).state}; step {step} is saved in {job.workdir}")
 
 
@@ -160,12 +160,6 @@ def faults(job: Job, files: dict[str, str]) -> list[str]:
         except UserError as error:
             found.append(str(error))
     return found
-
-
-def saved_step(workdir: pathlib.Path) -> int:
-    """The newest complete checkpoint of a run; 0 if there is none."""
-    names = [path.parent.name for path in (workdir / "checkpoints").glob("*/checksums.json")]
-    return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def _runs(state: supervisor.State | None) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from configs.sweeps.common import search
 from launch.sweep import runner, table
 from launch.sweep.search import Search
+from uniwav_jax.errors import UserError
 from uniwav_jax.training.telemetry import as_line
 
 pytest.importorskip("optuna", reason="pip install -e '.[sweep]' to run this")
@@ -75,6 +76,33 @@ def test_a_killed_search_goes_on_with_what_was_begun(place):
     assert again.take() is None
     states = [again.state(run) for run in (first, begun, last)]
     assert states == [runner.DONE, runner.DONE, runner.FAILED]
+
+
+def test_what_was_drawn_before_is_not_trained_again(place):
+    twice = wanted(6) | {"space": {"teacher.decay_start": [0.9, 0.99]}}
+    source = Search(place.folder, twice, "f")
+    taken = []
+    while (run := source.take()) is not None:
+        taken.append(run.id)
+    assert len(taken) == len(set(taken)) == 2 and len(source._study.trials) == 6
+
+
+def test_a_kill_before_anything_was_drawn_leaves_nothing_to_go_on_with(place):
+    source = Search(place.folder, wanted(2), "f")
+    source._study.ask()
+    again = Search(place.folder, wanted(2), "f")
+    assert again.runs == [] and again._study.trials[0].state.name == "FAIL"
+
+
+def test_a_misspelt_field_of_the_space_is_seen_at_once(place):
+    space = {"space": {"optimizer.learning_rat": (1e-4, 1e-2)}}
+    with pytest.raises(UserError, match="the nearest is 'optimizer.learning_rate'"):
+        Search(place.folder, wanted(2) | space, "f")
+
+
+def test_what_is_measured_at_the_end_prunes_nothing(place):
+    source = Search(place.folder, wanted(2) | {"minimise": "encoder_loss"}, "f")
+    assert not source.stops(source.take(), place)
 
 
 def test_what_is_worse_than_the_others_halfway_is_stopped(place):

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from launch import __main__ as cli
 from launch.sweep import runner, table
 from launch.sweep.expand import Run
+from launch.tools import Failed
 from launch.watch import State
 from tests import runs
 from tests.launch import jobs
@@ -55,14 +57,18 @@ def test_the_same_sweep_renders_for_every_target_and_check_passes(
     for job in rendered:
         content = json.loads((job / "job.json").read_text())
         assert content["target"] == target
-        assert content["workdir"] == f"{workdir}/runs/{job.name}" and content["name"] == job.name
+        assert content["workdir"] == f"{workdir}/runs/{job.name}"
+        # Another sweep with the same run is another job of the cluster.
+        assert re.fullmatch(rf"{job.name}-[0-9a-f]{{6}}", content["name"])
         assert content["fields"] in (["seed=0"], ["seed=1"])
         assert cli.main(["check", "--without-compile", "--job", str(job)]) == 0
     assert "submitted" not in capsys.readouterr().out
-    # Rendered again, they stay as they are.
-    before = [(job / "job.json").stat().st_mtime_ns for job in rendered]
-    assert cli.main([*line, *arguments, "--seen-at", str(folder)]) == 0
-    assert before == [(job / "job.json").stat().st_mtime_ns for job in rendered]
+    # A field for all runs makes them others.
+    more = [*line, *arguments, "--seen-at", str(folder), "--config.training.accumulation=2"]
+    assert cli.main(more) == 0
+    added = set((folder / "jobs").iterdir()) - set(rendered)
+    fields = [json.loads((job / "job.json").read_text())["fields"] for job in added]
+    assert sorted(fields) == [[f"seed={seed}", "training.accumulation=2"] for seed in (0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +107,7 @@ class Fake:
 
     def run(self, *names, retry=False):
         """What has become of runs of these names."""
-        source = runner.Listed([Run(name, "configs/tiny.py", ()) for name in names])
+        source = runner.Listed([Run(name, "configs/tiny.py", (), 10) for name in names])
         sweep = runner.Sweep(self.place, source, lambda run: None, retry)
         sweep.run(1, lambda sweep: None)
         return sweep
@@ -114,10 +120,16 @@ def test_what_is_done_is_skipped_and_what_goes_on_is_followed(tmp_path, monkeypa
         "trained": State("done", ended=0),
         "over": State("failed", ended=2),
         "lost": State("lost", ended=1, lost=True),
+        "preempted": State("SUSPENDED", lost=True),
+        "forgotten": State("deleted", ended=1),
         "scored": None,
     }
     (tmp_path / "runs" / "scored").mkdir(parents=True)
     (tmp_path / "runs" / "scored" / table.SCORES).write_text("{}")
+    # Its cloud has forgotten the job, but its last step is saved.
+    saved = tmp_path / "runs" / "forgotten" / "checkpoints" / "10"
+    saved.mkdir(parents=True)
+    (saved / "checksums.json").write_text("{}")
     fake = Fake(tmp_path, monkeypatch, states)
     sweep = fake.run(*states)
     wanted = {name: runner.DONE for name in states} | {"over": runner.FAILED}
@@ -127,9 +139,24 @@ def test_what_is_done_is_skipped_and_what_goes_on_is_followed(tmp_path, monkeypa
         ("watch", "going"), ("score", "going"),
         ("score", "trained"),
         ("submit", "lost"), ("watch", "lost"), ("score", "lost"),
+        ("watch", "preempted"), ("score", "preempted"),
+        ("score", "forgotten"),
     ]  # fmt: skip
-    assert "--retry tries it again" in sweep.said["over"]
+    assert "--retry tries again" in sweep.said["over"]
     assert fake.run("over", retry=True).states == {"over": runner.DONE}
+
+
+def test_one_error_of_a_cloud_does_not_end_the_sweep(tmp_path, monkeypatch):
+    fake = Fake(tmp_path, monkeypatch, {"a": State("RUNNING"), "b": None})
+    monkeypatch.setattr(runner.watch, "PATIENCE", 2)
+
+    def state_of(job, folder):
+        raise Failed("squeue failed")
+
+    fake.place = runner.Place(tmp_path, "D", state_of)
+    sweep = fake.run("a", "b")
+    assert sweep.states == {"a": runner.FAILED, "b": runner.DONE}
+    assert sweep.said == {"a": "squeue failed"}
 
 
 def test_a_failed_run_is_listed_with_its_last_lines(tmp_path, monkeypatch):
@@ -144,7 +171,7 @@ def test_what_is_interrupted_has_not_failed(tmp_path, monkeypatch):
     fake = Fake(tmp_path, monkeypatch, {"a": None, "b": None}, {("watch", "a")})
     source = runner.Listed([Run(name, "configs/tiny.py", ()) for name in ("a", "b")])
     sweep = runner.Sweep(fake.place, source, lambda run: None, False)
-    monkeypatch.setattr(runner.Sweep, "_standing", lambda self, folder: self._end() or runner.NEW)
+    monkeypatch.setattr(runner.Sweep, "_standing", lambda self, run: self._end() or runner.NEW)
     sweep.run(1, lambda sweep: None)
     assert sweep.states == {"a": runner.WAITING, "b": runner.WAITING} and not sweep.said
 
@@ -197,6 +224,10 @@ def test_a_sweep_here(small_shards, tmp_path):
     began = time.monotonic()
     subprocess.run(command(small_shards, folder), cwd=runs.ROOT, env=runs.environment(), check=True)
     assert time.monotonic() - began < 30 and rows(folder) == found
+    # Nor does what goes wrong later make it unfinished.
+    wrong = command(tmp_path / "no shards", folder)
+    assert subprocess.run(wrong, cwd=runs.ROOT, env=runs.environment()).returncode == 2
+    assert rows(folder) == found
 
 
 @pytest.mark.long

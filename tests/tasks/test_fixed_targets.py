@@ -73,9 +73,9 @@ def test_units_are_made_once_and_belong_to_their_shards(small_run, small_shards,
     model = pretrained.load(small_run)
     catalogue = labelled.read_catalogue(str(small_shards), model.config)
     path = tmp_path / "units.npz"
-    made = fixed_targets.units_of(path, model, catalogue)
+    made = fixed_targets.units_of(path, model.config, catalogue)
     before = path.read_bytes()
-    again = fixed_targets.units_of(path, model.untrained(), catalogue)
+    again = fixed_targets.units_of(path, model.config, catalogue)
     assert path.read_bytes() == before and made.keys() == again.keys()
     assert fixed_targets.units_digest(made) == fixed_targets.units_digest(again)
     assert made["centres"].shape == (fixed_targets.UNITS, 80)
@@ -89,10 +89,10 @@ def test_units_are_made_once_and_belong_to_their_shards(small_run, small_shards,
         other = dict(found) | {"about": "another corpus"}
     np.savez(path, **other)
     with pytest.raises(UserError, match="holds the units of other shards"):
-        fixed_targets.units_of(path, model, catalogue)
+        fixed_targets.units_of(path, model.config, catalogue)
     path.write_bytes(before[:100])
     with pytest.raises(UserError, match="holds no units"):
-        fixed_targets.units_of(path, model, catalogue)
+        fixed_targets.units_of(path, model.config, catalogue)
 
 
 def test_the_command(small_run, small_shards, tmp_path):

@@ -73,6 +73,10 @@ def run(options) -> int:
         "huber_delta": options.huber_delta,
         "refits": options.refits,
         "seed": options.seed,
+        "budget": {
+            name: getattr(options, name)
+            for name in ("flops", "chip_hours", "dollars", "chip", "mfu", "prices")
+        },
     }
     write_json(output / "fit.json", {"format": FORMAT, "table": table_facts, **found})
     report.write(output, table, fits)
@@ -114,6 +118,8 @@ def text(loss: str, numbers: dict) -> str:
     """One law as lines."""
 
     def with_interval(name: str, section: dict = numbers) -> str:
+        if section[name] is None:
+            return "unknown"
         low, high = section["intervals"][name]
         return f"{section[name]:.4g} ({low:.4g} to {high:.4g})"
 

@@ -41,7 +41,7 @@ def best_size(law: Law, cost: Cost, flops: float, sizes: np.ndarray) -> dict:
       sizes: the fitted runs' parameters.
 
     Returns:
-      {"flops", "parameters", "frames", "loss"}.
+      {"flops", "parameters", "frames", "loss"}; None for what has no lowest loss in reach.
     """
 
     def loss(log_size: float) -> float:
@@ -50,6 +50,8 @@ def best_size(law: Law, cost: Cost, flops: float, sizes: np.ndarray) -> dict:
 
     bounds = np.log([sizes.min() / BEYOND, sizes.max() * BEYOND])
     found = scipy.optimize.minimize_scalar(loss, bounds=bounds, method="bounded")
+    if min(found.x - bounds[0], bounds[1] - found.x) < 0.01 * (bounds[1] - bounds[0]):
+        return {"flops": flops, "parameters": None, "frames": None, "loss": None}
     size = float(np.exp(found.x))
     frames = float(flops / cost.a_frame(size))
     return {"flops": flops, "parameters": size, "frames": frames, "loss": float(found.fun)}
@@ -63,6 +65,8 @@ def exponents(law: Law, cost: Cost) -> dict:
     """
     alpha, beta = law.exponents
     whole = alpha + beta * cost.exponent
+    if whole == 0:
+        return {"parameters": None, "frames": None}
     return {"parameters": float(beta / whole), "frames": float(alpha / whole)}
 
 

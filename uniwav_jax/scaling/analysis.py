@@ -14,6 +14,8 @@ HELD_OUT = 0.2
 # Sizes of both halves that go up together can't be told apart: below this deviation of the log of
 # their ratio no law of the two is fitted.
 LEAST_SPREAD = 0.15
+# Times the largest run's parameters, beyond which a best size is said to be far.
+FAR = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +102,7 @@ def numbers(results: Results, fitted: Fitted, budget: float | None) -> dict:
         },
         "optimal": (best := _optimal(results, fitted, budget)),
         "split": _split_numbers(fitted.split, best),
-        "remarks": list(fitted.remarks),
+        "remarks": [*fitted.remarks, *best.pop("remarks")],
     }
 
 
@@ -109,14 +111,26 @@ def _optimal(results: Results, fitted: Fitted, budget: float | None) -> dict:
     sizes = results["parameters"]
     cost = allocation.cost(sizes, results["frames"], results["flops"])
     budget = float(results["flops"].max()) if budget is None else budget
+    best = allocation.best_size(fitted.law, cost, budget, sizes)
     drawn = [allocation.best_size(draw, cost, budget, sizes) for draw in fitted.refits]
+    intervals, remarks = {}, []
+    for name in ("parameters", "frames", "loss"):
+        values = [draw[name] for draw in drawn if draw[name] is not None]
+        intervals[name] = law.interval(values) if values else None
+    if best["parameters"] is None:
+        remarks.append("By this law no size in reach has the lowest loss for the budget.")
+    elif not 1 / FAR < best["parameters"] / sizes.max() < FAR:
+        remarks.append(
+            f"The best size is {best['parameters'] / sizes.max():.3g} times the largest that was "
+            "trained: far beyond what these runs can tell."
+        )
+    if lost := sum(draw["parameters"] is None for draw in drawn):
+        remarks.append(f"{lost} of {len(drawn)} refits give no best size; the interval is without.")
     return {
-        **allocation.best_size(fitted.law, cost, budget, sizes),
-        "intervals": {
-            name: law.interval([draw[name] for draw in drawn])
-            for name in ("parameters", "frames", "loss")
-        },
+        **best,
+        "intervals": intervals,
         "exponents": allocation.exponents(fitted.law, cost),
+        "remarks": remarks,
     }
 
 
@@ -140,7 +154,7 @@ def _extrapolated(results: Results, fitted: Fitted) -> dict:
 
 
 def _split_numbers(split: tuple[Law, list[Law]] | None, best: dict) -> dict | None:
-    if split is None:
+    if split is None or best["parameters"] is None:
         return None
     full, draws = split
     names = ("E", "encoder_factor", "decoder_factor", "B", "encoder_exponent", "decoder_exponent",
@@ -172,7 +186,7 @@ def _split(results: Results, value, options: dict) -> tuple[tuple | None, str | 
     if any(half not in results.columns for half in HALVES):
         return None, None
     halves = [results[half] for half in HALVES]
-    if min(half.min() for half in halves) <= 0:
+    if not all((half > 0).all() for half in halves):  # nor where a number is missing
         return None, "Some runs have one half only, so no law of the two halves was fitted."
     if np.log(halves[0] / halves[1]).std() < LEAST_SPREAD:
         return None, (

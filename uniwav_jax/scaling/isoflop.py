@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-# Runs are of one budget if their FLOPs differ by less than this from the next ones'.
+# Runs are of one budget if their FLOPs are at most by this share more than the smallest one's.
 SAME_BUDGET = 0.1
 LEAST_SIZES = 3
 
@@ -35,9 +35,12 @@ class Parabola:
 
 def budgets(flops: np.ndarray) -> list[np.ndarray]:
     """Rows of runs with about the same FLOPs, the smallest budget first."""
-    order = np.argsort(flops, kind="stable")
-    ends = np.flatnonzero(np.diff(np.log(flops[order])) > SAME_BUDGET) + 1
-    return np.split(order, ends)
+    found: list[list[int]] = []
+    for row in np.argsort(flops, kind="stable"):
+        if not found or flops[row] > (1 + SAME_BUDGET) * flops[found[-1][0]]:
+            found.append([])
+        found[-1].append(row)
+    return [np.array(rows) for rows in found]
 
 
 def parabolas(

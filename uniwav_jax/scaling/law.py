@@ -23,6 +23,8 @@ TERM_SHARES = (1e-3, 0.03, 0.1, 0.4)
 EXPONENTS = (0.1, 0.3, 0.6, 1.2)
 # So many of the grid's best are followed to their minimum.
 STARTS = 8
+# Of an exponent. A term of exponent 0 is a constant: the runs say nothing of it.
+STEEPEST = 2.0
 REFITS = 200
 LEVEL = 0.90
 # More values of each x than these are needed, and more runs than numbers that are fitted.
@@ -87,6 +89,7 @@ def fit(
             point,
             jac=True,
             method="L-BFGS-B",
+            bounds=[(None, None)] * (1 + u.shape[1]) + [(0.0, STEEPEST)] * u.shape[1],
             options={"maxiter": 2_000, "maxfun": 4_000, "ftol": 1e-11, "gtol": 1e-7},
         )
         for point in starts

@@ -81,7 +81,7 @@ def _law(numbers: dict) -> str:
     best = numbers["optimal"]
     rows += [
         [f"{label} for {_number(best['flops'])} FLOP", _number(best[name])]
-        + list(map(_number, best["intervals"][name]))
+        + list(map(_number, best["intervals"][name] or (None, None)))
         for name, label in (("parameters", "best N"), ("frames", "best D"), ("loss", "loss"))
     ]
     if split := numbers["split"]:
@@ -91,7 +91,7 @@ def _law(numbers: dict) -> str:
     powers = best["exponents"]
     words = [
         "L(N, D) = E + A / N<sup>&alpha;</sup> + B / D<sup>&beta;</sup>; N is to grow as the power "
-        f"{powers['parameters']:.2f} of the budget, D as {powers['frames']:.2f}.",
+        f"{_number(powers['parameters'])} of the budget, D as {_number(powers['frames'])}.",
         *map(html.escape, numbers["remarks"]),
     ]
     if numbers["held_out"]:

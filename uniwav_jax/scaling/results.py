@@ -18,7 +18,7 @@ HALVES = ("encoder_parameters", "decoder_parameters")
 # What losses are measured on, where a table says it.
 SAME = ("data_fingerprint", "validation_fingerprint", "units")
 # A run with no fewer parameters and no less audio than another has diverged if its loss is higher
-# by this share; noise between runs is a few percent.
+# by this share of the other's; noise between runs is a few percent.
 DIVERGED = 0.25
 PASSES = 4.0
 
@@ -143,16 +143,17 @@ def _check(results: Results, name: str) -> None:
         diverged = (above & (value[:, None] > (1 + DIVERGED) * value)).any(1)
         if diverged.any():
             raise UserError(
-                f"{name}: by {loss}, {_several(results.run_ids, diverged)} has diverged: a run "
-                f"with no more parameters and no more audio has a loss lower by more than "
-                f"{DIVERGED:.0%}; --leave-out RUN_ID fits the others."
+                f"{name}: by {loss}, {_several(results.run_ids, diverged)} has diverged: it is "
+                f"more than {DIVERGED:.0%} above a run with no more parameters and no more audio; "
+                "--leave-out RUN_ID fits the others."
             )
 
 
 def _passes(results: Results) -> list[str]:
     if "unique_frames" not in results.columns:
         return []
-    passes = results["frames"] / results["unique_frames"]
+    columns = results.columns
+    passes = columns.get("passes", columns["frames"] / columns["unique_frames"])
     if not (many := passes > PASSES).any():
         return []
     return [

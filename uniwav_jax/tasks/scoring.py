@@ -6,18 +6,21 @@ from typing import Any
 import jax
 
 from data_pipelines.files import read_json
+from uniwav_jax import recipes
 from uniwav_jax.compile.flops import model_flops
 from uniwav_jax.errors import UserError
+from uniwav_jax.parallel.mesh import make_mesh
 from uniwav_jax.recipes.uniwav import GROUP
 from uniwav_jax.tasks import fixed_targets, labelled, pretrained
 from uniwav_jax.training import data
-from uniwav_jax.training import start as starts
 from uniwav_jax.training.accounting import read_attempts, totals
 from uniwav_jax.training.record import read_run
-from uniwav_jax.training.telemetry import read_rows
+from uniwav_jax.training.validation import make_validate
 
 FORMAT = 1
 FILE = "scores.json"
+# Of the validation pass.
+CROPS, BATCHES = 8, 32
 
 
 def score(workdir: pathlib.Path, shards: str, units: pathlib.Path) -> dict:
@@ -33,16 +36,22 @@ def score(workdir: pathlib.Path, shards: str, units: pathlib.Path) -> dict:
     """
     run = read_run(workdir)
     config = run["config"]
+    if run["origin"] or run["extended"]:
+        raise UserError(
+            f"{workdir} began from another run or was lengthened, so its parameters, audio and "
+            "schedule are no point of a law; train one from the beginning."
+        )
     model = pretrained.load(workdir)
     if model.step != config.training.steps:
         raise UserError(
             f"{workdir} has come to step {model.step} of {config.training.steps}: only a run whose "
             "schedule is complete compares with others; go on with it first."
         )
+    _, mixture = data.open_again(workdir, run, [shards])
     catalogue = labelled.read_catalogue(shards, config)
-    fixed = fixed_targets.units_of(units, model, catalogue)
+    fixed = fixed_targets.units_of(units, config, catalogue)
     measured = fixed_targets.score(model, catalogue, fixed)
-    validated = _last_validation(workdir, model.step)
+    validated = validate(model, shards)
     row = {
         "format": FORMAT,
         "run": run["id"],
@@ -50,7 +59,7 @@ def score(workdir: pathlib.Path, shards: str, units: pathlib.Path) -> dict:
         "data_fingerprint": catalogue.fingerprint,
         "validation_fingerprint": validated.get("fingerprint"),
         "units": fixed_targets.units_digest(fixed),
-        **cost(config, run, workdir, shards),
+        **cost(config, mixture, workdir),
         **parameters(model.params[GROUP]),
         "encoder_loss": measured["units"]["cross_entropy"],
         "phone_loss": measured["phones"] and measured["phones"]["cross_entropy"],
@@ -62,16 +71,32 @@ def score(workdir: pathlib.Path, shards: str, units: pathlib.Path) -> dict:
     return row | {"loss": None if None in halves else sum(halves)}
 
 
-def cost(config, run: dict, workdir: pathlib.Path, shards: str) -> dict:
+def validate(model: pretrained.Pretrained, shards: str) -> dict:
+    """The validation pass on the same crops under the same masks for every run; {} without a set.
+
+    A run's own validation depends on its batch, of which it takes whole ones, and on its masks.
+    """
+    config = model.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.update(shards=shards, validation="")
+        config.masking.update(fixed_targets.MASKING)
+        config.training.update(batch_size=CROPS, accumulation=1)
+        config.telemetry.validation_batches = BATCHES
+    mixture = data.open_validation(config)
+    if mixture is None:
+        return {}
+    mesh = make_mesh(config.parallel, jax.devices()[:1])
+    measure = make_validate(config, recipes.build(config), mesh, mixture)
+    return measure(model.params, model.constants, model.slots)
+
+
+def cost(config, mixture, workdir: pathlib.Path) -> dict:
     """{"frames", "unique_frames", "passes", "flops", "goodput", "chip_hours", "commit"}.
 
     Frames are those of audio, padding left out; FLOPs those of the model, for whole crops.
     """
-    _, mixture = data.open_again(workdir, run, [shards])
-    steps, batch = config.training.steps, config.training.batch_size
-    # From the very beginning: a branch has seen what its origin saw.
-    end = steps * batch + starts.position_offset(run["origin"], batch)
-    drawn = data.progress(mixture, 0, end, config.data.skip_slots)
+    steps = config.training.steps
+    drawn = data.progress(mixture, 0, steps * config.training.batch_size, config.data.skip_slots)
     rate = config.features.sample_rate / config.features.hop
     frames = sum(hours * 3600 * rate for name, hours in drawn.items() if name.endswith("/hours"))
     unique = min(frames, mixture.epoch_hours * 3600 * rate)
@@ -79,7 +104,7 @@ def cost(config, run: dict, workdir: pathlib.Path, shards: str) -> dict:
     return {
         "frames": round(frames),
         "unique_frames": round(unique),
-        "passes": frames / unique,
+        "passes": max(1.0, *(n for name, n in drawn.items() if name.endswith("/epochs"))),
         "flops": sum(model_flops(config).values()) * steps,
         "goodput": spent["goodput"],
         "chip_hours": spent["chip_hours"],
@@ -103,9 +128,3 @@ def parameters(params: Any) -> dict[str, int]:
         **{f"{half}_parameters": number for half, number in count.items()},
     }
 
-
-def _last_validation(workdir: pathlib.Path, step: int) -> dict:
-    """The validation row of a step; {} of a run that has no validation set."""
-    rows = read_rows(workdir / "metrics.jsonl")
-    found = [row for row in rows if row["kind"] == "validation" and row["step"] == step]
-    return found[-1] if found else {}

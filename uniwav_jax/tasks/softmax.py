@@ -69,7 +69,7 @@ def probe(
     test: np.ndarray,
     strengths: Sequence[float],
 ) -> dict:
-    """{"cross_entropy", "layer", "strength"} of the layer and strength that validation chooses.
+    """{"cross_entropy", "layer", "strength"}: validation chooses the layer, then the strength.
 
     Args:
       layers: features float32 [layers, examples, channels].
@@ -79,16 +79,19 @@ def probe(
     """
     train, held_out, test = (rows[targets[rows] >= 0] for rows in (train, held_out, test))
     classes = int(targets.max()) + 1
-    best = None
-    for layer, features in enumerate(layers):
+
+    def heads(layer: int, strengths: Sequence[float]):
+        """(cross-entropy on the validation part, on the test part, strength) of each strength."""
+        features = layers[layer]
         mean, deviation = features[train].mean(0), features[train].std(0)
         x = (features - mean) / np.where(deviation > 1e-6, deviation, 1.0)
         weights = None
         # The strongest first: each is a good start for the next.
         for strength in sorted(strengths, reverse=True):
             weights = fit(x[train], targets[train], classes, strength, weights)
-            scored = cross_entropy(weights, x[held_out], targets[held_out])
-            if best is None or scored < best[0]:
-                tested = cross_entropy(weights, x[test], targets[test])
-                best = scored, tested, layer, strength
-    return {"cross_entropy": best[1], "layer": best[2], "strength": best[3]}
+            yield *(cross_entropy(weights, x[r], targets[r]) for r in (held_out, test)), strength
+
+    middle = sorted(strengths)[len(strengths) // 2]
+    layer = min(range(len(layers)), key=lambda layer: next(heads(layer, [middle]))[0])
+    _, tested, strength = min(heads(layer, strengths))
+    return {"cross_entropy": tested, "layer": layer, "strength": strength}
