@@ -16,11 +16,11 @@ from uniwav_jax.training import pictures
 WHAT_IS_COMPARED = (
     "D counts the frames of audio that a run has processed. In a sweep's table each point is a run "
     "whose schedule was completed, never a checkpoint from the middle of a longer one. The "
-    "decoder's flow-matching validation loss has fixed targets. The encoder's own loss is against codebooks that move with "
-    "the model, so it does not compare between runs: the frozen encoder is scored instead by "
-    "targets that are fixed once for the corpus, k-means units of log-mel at masked frames and, "
-    "where there are labels, phones. Each measure is fitted for itself; their sum is shown and not "
-    "fitted unless asked for."
+    "decoder's flow-matching validation loss has fixed targets. The encoder's own loss is against "
+    "codebooks that move with the model, so it does not compare between runs: the frozen encoder "
+    "is scored instead by targets that are fixed once for the corpus, k-means units of log-mel at "
+    "masked frames and, where there are labels, phones. Each measure is fitted for itself; their "
+    "sum is shown and not fitted unless asked for."
 )
 MOVING_WARNING = (
     "The loss against each run's own moving codebooks. It does not compare between runs: lower is "
