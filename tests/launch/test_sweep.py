@@ -208,9 +208,12 @@ def rows(folder: pathlib.Path) -> list[dict]:
 def test_a_sweep_here(small_shards, tmp_path):
     folder = tmp_path / "S"
     result = subprocess.run(
-        command(small_shards, folder), cwd=runs.ROOT, env=runs.environment(), capture_output=True,
+        command(small_shards, folder, "--max-parallel", "2"),
+        cwd=runs.ROOT,
+        env=runs.environment(),
+        capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     found = rows(folder)
     assert [row["state"] for row in found] == ["done", "done"]

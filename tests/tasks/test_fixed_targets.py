@@ -1,6 +1,7 @@
 """Scores by fixed targets: the linear head, the masks, the units, and what the command writes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -116,8 +117,9 @@ def test_the_command(small_run, small_shards, tmp_path):
     assert first["phone_loss"] > 0
 
 
-def test_an_unfinished_run_is_not_scored(small_shards, tmp_path):
-    runs.train(small_shards, tmp_path / "run", "--steps-this-run", "3")
+def test_an_unfinished_run_is_not_scored(small_run, small_shards, tmp_path):
+    shutil.copytree(small_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
     line = ("uniwav_jax", "score", "--workdir", tmp_path / "run", "--data", small_shards)
     result = runs.run(*line, status=2)
     assert "has come to step 3 of 6" in result.stderr and result.stderr.count("\n") == 1
