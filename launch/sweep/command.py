@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import hashlib
 import importlib
+import os
 import pathlib
 import sys
 
@@ -25,6 +26,8 @@ from data_pipelines.mixture import parse_spec
 from launch import job as jobs
 from launch.sweep import expand, runner, search, table
 from launch.targets import ALIASES, TARGETS
+
+PROCESSES = "UNIWAV_PROCESSES"
 
 
 def add(parser: argparse.ArgumentParser, arguments: list[str]) -> None:
@@ -121,7 +124,7 @@ def _render(options, one: expand.Run, place: runner.Place, workdir: str, written
         "output": str(place.job(one)),
         "fields": list(one.fields),
     }
-    if options.target == "local" and options.processes is None:
+    if options.target == "local" and not (options.processes or os.environ.get(PROCESSES)):
         own["processes"] = 1
     written(argparse.Namespace(**vars(options) | own))
 
