@@ -18,6 +18,7 @@ Beside them stand our own steps on one H100, as `benchmarks.step` timed them: `p
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 
@@ -217,6 +218,7 @@ MEASURED = (
 )
 
 
+@functools.cache
 def prediction(row: Measured) -> dict:
     """What is predicted of a measured step."""
     config = configs.load_config(str(ROOT / row.config), list(row.fields))
