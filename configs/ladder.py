@@ -10,7 +10,7 @@
 | targets K, codewords V | the depth, at most 8; 16 a layer, at most 256 | tiny, base |
 | frames | 20 a parameter, unless given | Hoffmann et al. 2022 |
 | batch | 2,048 frames at 4.1 M, as their power 0.45 | tiny, small, base: [O] |
-| learning rate | 1e-3 x (128 / width)^0.5, warm-up 5 %, cosine to 0 | a sweep: docs/RESULTS.md |
+| learning rate | 1e-3 x (128 / width)^0.5, warm-up 5 %, cosine to 0 | tiny; else [O] |
 | teacher | remembers half of the run, at most 1,000 updates; at its end ten times that | tiny |
 
     python -m uniwav_jax train --config configs/ladder.py:size=3 --data SHARDS --workdir RUN

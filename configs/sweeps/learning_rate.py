@@ -3,7 +3,7 @@
     python -m launch sweep --sweep configs/sweeps/learning_rate.py --target local --data SHARDS \
         --workdir S
 
-The best multiple of the rule's rate must be the same at both sizes: docs/RESULTS.md.
+If the rule holds, the best multiple of its rate is the same at both sizes. Not run to its end yet.
 """
 
 from configs import ladder

@@ -10,9 +10,10 @@ import pyarrow.parquet
 from data_pipelines.errors import UserError
 from data_pipelines.files import atomic_write, read_json
 from launch.sweep.expand import Run
+from uniwav_jax.scaling.results import FILE
 
 FORMAT = 1  # of scores.json, which `uniwav_jax score` writes
-FILE, SCORES = "results.parquet", "scores.json"
+SCORES = "scores.json"
 NUMBERS = {
     "parameters": pyarrow.int64(),
     "encoder_parameters": pyarrow.int64(),

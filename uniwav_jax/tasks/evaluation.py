@@ -73,7 +73,7 @@ def evaluate(
     baselines = measure(untrained, catalogue, tasks, _baseline_views(config), "untrained")
     if other:
         baselines |= measure(other, catalogue, tasks, _layers_as("against"), "against")
-    validate = _validation(config)
+    validate = validation_of(config)
     first = validate(untrained) if validate else {}
     about = {
         "data_fingerprint": catalogue.fingerprint,
@@ -312,7 +312,7 @@ def _open(workdir, step: int | None, shards: str, overrides: Sequence[str]) -> P
     return model
 
 
-def _validation(config) -> Callable[[Pretrained], dict] | None:
+def validation_of(config) -> Callable[[Pretrained], dict] | None:
     """The training loop's validation pass for an opened run; None without a validation set."""
     mixture = data.open_validation(config)
     if mixture is None:

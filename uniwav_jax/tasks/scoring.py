@@ -6,16 +6,13 @@ from typing import Any
 import jax
 
 from data_pipelines.files import read_json
-from uniwav_jax import recipes
 from uniwav_jax.compile.flops import model_flops
 from uniwav_jax.errors import UserError
-from uniwav_jax.parallel.mesh import make_mesh
 from uniwav_jax.recipes.uniwav import GROUP
-from uniwav_jax.tasks import fixed_targets, labelled, pretrained
+from uniwav_jax.tasks import evaluation, fixed_targets, labelled, pretrained
 from uniwav_jax.training import data
 from uniwav_jax.training.accounting import read_attempts, totals
 from uniwav_jax.training.record import read_run
-from uniwav_jax.training.validation import make_validate
 
 FORMAT = 1
 FILE = "scores.json"
@@ -32,7 +29,7 @@ def score(workdir: pathlib.Path, shards: str, units: pathlib.Path) -> dict:
       units: file of the fixed units; made if it is not there.
 
     Raises:
-      UserError: the run is not finished, or other data.
+      UserError: the run is not finished, began from another or was lengthened; or other data.
     """
     run = read_run(workdir)
     config = run["config"]
@@ -82,12 +79,8 @@ def validate(model: pretrained.Pretrained, shards: str) -> dict:
         config.masking.update(fixed_targets.MASKING)
         config.training.update(batch_size=CROPS, accumulation=1)
         config.telemetry.validation_batches = BATCHES
-    mixture = data.open_validation(config)
-    if mixture is None:
-        return {}
-    mesh = make_mesh(config.parallel, jax.devices()[:1])
-    measure = make_validate(config, recipes.build(config), mesh, mixture)
-    return measure(model.params, model.constants, model.slots)
+    measure = evaluation.validation_of(config)
+    return measure(model) if measure else {}
 
 
 def cost(config, mixture, workdir: pathlib.Path) -> dict:
