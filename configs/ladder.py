@@ -10,7 +10,7 @@
 | targets K, codewords V | the depth, at most 8; 16 a layer, at most 256 | tiny, base |
 | frames | 20 a parameter, unless given | Hoffmann et al. 2022 |
 | batch | 2,048 frames at 4.1 M, as their power 0.45 | tiny, small, base: [O] |
-| learning rate | 1e-3 x (128 / width)^0.5, warm-up 5 %, cosine to 0 | tiny; else [O] |
+| learning rate | 1.4e-3 x 128 / width, warm-up 5 %, cosine to 0 | sweep of it, docs/SCALING.md |
 | teacher | remembers half of the run, at most 1,000 updates; at its end ten times that | tiny |
 
     python -m uniwav_jax train --config configs/ladder.py:size=3 --data SHARDS --workdir RUN
@@ -61,7 +61,7 @@ def get_config(argument: str = "size=4"):
     steps = max(1, round(frames / (crops * crop)))
     config.training.update(steps=steps, batch_size=crops, compute_dtype="float32")
     config.optimizer.update(
-        learning_rate=float(f"{1e-3 * (128 / width) ** 0.5:.4g}"), schedule="cosine", warmup=0.05
+        learning_rate=float(f"{1.4e-3 * 128 / width:.4g}"), schedule="cosine", warmup=0.05
     )
     forgets = 1 / min(1_000, max(1, steps // 2))
     config.teacher.update(
