@@ -3,7 +3,8 @@
     python -m launch sweep --sweep configs/sweeps/learning_rate.py --target local --data SHARDS \
         --workdir S
 
-If the rule holds, the best multiple of its rate is the same at both sizes. Not run to its end yet.
+If the rule holds, the best multiple of its rate is the same at both sizes. docs/RESULTS.md has such
+runs: encoder and decoder agree on no multiple, and each of them keeps its own from size to size.
 """
 
 from configs import ladder

@@ -97,11 +97,12 @@ def test_too_little_to_fit(rows, said, tmp_path, capsys):
     assert not (output / "report.html").exists()
 
 
-def test_halves_that_grow_together_can_not_be_split(tmp_path, capsys):
-    whole = table()
-    half = (whole["parameters"].to_numpy() // 2).astype(int)
-    whole = table(encoder_parameters=half, decoder_parameters=half)
-    write(tmp_path, whole)
+@pytest.mark.parametrize("power", [0.0, 0.25])
+def test_halves_that_grow_together_can_not_be_split(tmp_path, capsys, power):
+    """With 0.25 the encoder's share goes from a quarter to a half, as on the ladder."""
+    size = table()["parameters"].to_numpy()
+    encoder = (size / (1 + (size / size.max()) ** -power)).astype(int)
+    write(tmp_path, table(encoder_parameters=encoder, decoder_parameters=size - encoder))
     line = ["scaling-laws", "--results", str(tmp_path), "--output", str(tmp_path / "out")]
     assert main([*line, "--refits", "20"]) == 0
     assert "how to split parameters between them can't be told" in capsys.readouterr().out

@@ -11,9 +11,9 @@ from uniwav_jax.scaling.results import HALVES, Results
 
 # The share of the runs, those of the most FLOPs, that a law without them must predict.
 HELD_OUT = 0.2
-# Sizes of both halves that go up together can't be told apart: below this deviation of the log of
-# their ratio no law of the two is fitted.
-LEAST_SPREAD = 0.15
+# Halves that grow together can't be told apart: no law of the two is fitted where the log of their
+# ratio deviates by less than this from a line in the log of the size.
+LEAST_SPREAD = 0.3
 # Times the largest run's parameters, beyond which a best size is said to be far.
 FAR = 100
 
@@ -181,6 +181,13 @@ def _held_out(results: Results, x, value, delta: float) -> tuple[Law, np.ndarray
         return None
 
 
+def _spread(encoder: np.ndarray, decoder: np.ndarray) -> float:
+    """By how much the log of the halves' ratio varies beyond what the whole size tells."""
+    size, ratio = np.log(encoder + decoder), np.log(encoder / decoder)
+    line = np.stack([np.ones_like(size), size], axis=1)
+    return float(np.std(ratio - line @ np.linalg.lstsq(line, ratio)[0]))
+
+
 def _split(results: Results, value, options: dict) -> tuple[tuple | None, str | None]:
     """The law of both halves, or why there is none."""
     if any(half not in results.columns for half in HALVES):
@@ -188,7 +195,7 @@ def _split(results: Results, value, options: dict) -> tuple[tuple | None, str | 
     halves = [results[half] for half in HALVES]
     if not all((half > 0).all() for half in halves):  # nor where a number is missing
         return None, "Some runs have one half only, so no law of the two halves was fitted."
-    if np.log(halves[0] / halves[1]).std() < LEAST_SPREAD:
+    if _spread(*halves) < LEAST_SPREAD:
         return None, (
             "Encoder and decoder grow together in these runs, so how to split parameters between "
             "them can't be told; a sweep with several depths of the decoder tells."
