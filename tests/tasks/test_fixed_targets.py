@@ -11,6 +11,7 @@ from data_pipelines.reader import RecordReader
 from tests import runs
 from uniwav_jax.errors import UserError
 from uniwav_jax.tasks import fixed_targets, labelled, pretrained, scoring, softmax
+from uniwav_jax.training.record import read_run
 
 
 def test_without_features_a_head_knows_how_often_a_class_comes():
@@ -124,6 +125,74 @@ def test_an_unfinished_run_is_not_scored(small_run, small_shards, tmp_path):
     result = runs.run(*line, status=2)
     assert "has come to step 3 of 6" in result.stderr and result.stderr.count("\n") == 1
     assert not (tmp_path / "run" / scoring.FILE).exists()
+
+
+@pytest.mark.long
+def test_a_decay_branch_scores_as_the_run_that_had_its_schedule_from_the_beginning(
+    small_shards, tmp_path
+):
+    """Steps 2 to 6 at a constant rate, then three of decay; the source goes on to 12."""
+
+    def schedule(steps: int, hold: int) -> dict:
+        return {
+            "training__steps": steps,
+            "optimizer__schedule": "tri_stage",
+            "optimizer__warmup": 2 / steps,
+            "optimizer__hold": hold / steps,
+        }
+
+    source, branch, whole = (tmp_path / name for name in ("source", "branch", "whole"))
+    runs.train(small_shards, source, checkpoint__every=6, **schedule(12, 10))
+    runs.train(small_shards, branch, "--branch-from", f"{source}@6", **schedule(9, 4))
+    runs.train(small_shards, whole, **schedule(9, 4))
+    rows = []
+    for run in (branch, whole):
+        line = ("uniwav_jax", "score", "--workdir", run, "--data", small_shards)
+        runs.run(*line, "--units", tmp_path / "units.npz")
+        row = json.loads((run / scoring.FILE).read_text())
+        rows.append({n: v for n, v in row.items() if n not in ("run", "goodput", "chip_hours")})
+    assert rows[0] == rows[1] and rows[0]["step"] == 9
+
+
+@pytest.mark.parametrize(
+    "origin, source, said",
+    [
+        ({}, {}, None),
+        ({"kind": "init-from"}, {}, "began with parameters of"),
+        ({"run_id": "0"}, {}, "another run by now"),
+        ({}, {"extended": [{"from": 3, "to": 6}]}, "or no point itself"),
+        ({"reset": ["teacher"]}, {}, "not all of its state"),
+        ({}, {"data_fingerprint": "0"}, "other data"),
+        ({}, {"training.batch_size": 16}, "in training.batch_size"),
+        ({}, {"telemetry.log_every": 3}, None),
+        ({}, {"optimizer.hold": 0.1}, "other learning rates"),
+        ({}, {"training.steps": 20}, "other learning rates"),
+        ({"step": 0}, {"optimizer.hold": 0.1}, None),
+    ],
+)
+def test_which_branches_are_points(small_run, monkeypatch, origin, source, said):
+    def run(**changed) -> dict:
+        found = read_run(small_run)
+        with found["config"].unlocked():
+            found["config"].optimizer.update(schedule="tri_stage", warmup=0.2, hold=0.5)
+            for name, value in changed.items():
+                if "." in name:
+                    section, field = name.split(".")
+                    found["config"][section][field] = value
+                else:
+                    found[name] = value
+        return found
+
+    begun = {"kind": "branch-from", "run": str(small_run), "step": 5, "reset": []}
+    branch = run(origin=begun | {"run_id": run()["id"]} | origin)
+    monkeypatch.setattr(scoring, "read_run", lambda place: run(**source))
+    found = scoring.no_point(branch)
+    assert found is None if said is None else said in found
+
+
+def test_a_lengthened_run_is_no_point(small_run):
+    run = read_run(small_run) | {"extended": [{"from": 3, "to": 6}]}
+    assert scoring.no_point(run) == "was lengthened"
 
 
 def _train(shards):

@@ -4,20 +4,25 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from data_pipelines.files import read_json
+from uniwav_jax import config as configs
 from uniwav_jax.compile.flops import model_flops
 from uniwav_jax.errors import UserError
 from uniwav_jax.recipes.uniwav import GROUP
 from uniwav_jax.tasks import evaluation, fixed_targets, labelled, pretrained
-from uniwav_jax.training import data
+from uniwav_jax.training import data, optimizer
 from uniwav_jax.training.accounting import read_attempts, totals
 from uniwav_jax.training.record import read_run
+from uniwav_jax.training.start import BRANCH
 
 FORMAT = 1
 FILE = "scores.json"
 # Of the validation pass.
 CROPS, BATCHES = 8, 32
+# In what a decay branch may differ from the run that it goes on from.
+SCHEDULE = ("training.steps", *(f"optimizer.{n}" for n in ("schedule", "warmup", "hold", "floor")))
 
 
 def score(workdir: pathlib.Path, shards: str, units: pathlib.Path) -> dict:
@@ -29,14 +34,14 @@ def score(workdir: pathlib.Path, shards: str, units: pathlib.Path) -> dict:
       units: file of the fixed units; made if it is not there.
 
     Raises:
-      UserError: the run is not finished, began from another or was lengthened; or other data.
+      UserError: the run is not finished, or its schedule is not one of its own; or other data.
     """
     run = read_run(workdir)
     config = run["config"]
-    if run["origin"] or run["extended"]:
+    if fault := no_point(run):
         raise UserError(
-            f"{workdir} began from another run or was lengthened, so its parameters, audio and "
-            "schedule are no point of a law; train one from the beginning."
+            f"{workdir} {fault}, so its parameters, audio and schedule are no point of a law; "
+            "train one from the beginning, or decay from a constant rate (docs/SCALING.md)."
         )
     model = pretrained.load(workdir)
     if model.step != config.training.steps:
@@ -66,6 +71,40 @@ def score(workdir: pathlib.Path, shards: str, units: pathlib.Path) -> dict:
     }
     halves = (row["encoder_loss"], row["decoder_loss"])
     return row | {"loss": None if None in halves else sum(halves)}
+
+
+def no_point(run: dict) -> str | None:
+    """Why the run is none that its config gives from the first step on; None if it is.
+
+    A decay branch is one if its source differs from it in nothing but the schedule, and has had
+    the branch's own learning rates up to there.
+
+    Args:
+      run: its run.json.
+    """
+    origin, config = run["origin"], run["config"]
+    if run["extended"]:
+        return "was lengthened"
+    if origin is None:
+        return None
+    place = origin["run"]
+    if origin["kind"] != BRANCH:
+        return f"began with parameters of {place}"
+    source = read_run(place)
+    if source["id"] != origin["run_id"] or source["origin"] or source["extended"]:
+        return f"branched from {place}, which is another run by now, or no point itself"
+    if source["data_fingerprint"] != run["data_fingerprint"] or origin["reset"]:
+        return f"took other data than {place}, or not all of its state"
+    if changed := set(configs.identity_difference(source["config"], config)) - {*SCHEDULE}:
+        return f"differs from {place} in {', '.join(sorted(changed))}"
+    steps = np.arange(origin["step"])
+    rates = [
+        np.asarray(optimizer.schedule(each.optimizer, each.training.steps)(steps))
+        for each in (source["config"], config)
+    ]
+    if not np.allclose(*rates, rtol=1e-5, atol=0):
+        return f"branched from {place} after other learning rates than its own schedule has"
+    return None
 
 
 def validate(model: pretrained.Pretrained, shards: str) -> dict:
