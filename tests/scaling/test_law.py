@@ -71,6 +71,20 @@ def test_intervals_hold_the_truth_as_often_as_they_say(repetitions):
     assert np.all((held >= 0.80 * repetitions) & (held <= 0.98 * repetitions))
 
 
+def test_a_floor_of_zero_has_an_interval_too():
+    """A refit that begins where log E has no slope would keep it, and hold the exponents to it."""
+    n, d = np.meshgrid(np.geomspace(1e5, 1e7, 5), np.geomspace(1e6, 1e7, 4), indexing="ij")
+    x = np.stack([n.ravel(), d.ravel()], axis=1)
+    noise = np.exp(0.02 * np.random.default_rng(3).standard_normal(len(x)))
+    loss = (x ** -np.array([ALPHA, BETA]) @ [A, B]) * noise
+    full = law.fit(x, loss)
+    assert full.floor < 1e-6
+    draws = law.refits(x, loss, full, count=40)
+    assert law.interval([draw.floor for draw in draws])[1] > 0.02 * loss.min()
+    low, high = law.interval([draw.exponents[1] for draw in draws])
+    assert low <= BETA <= high
+
+
 def test_a_third_term_is_found_too():
     rng = np.random.default_rng(0)
     x = np.exp(rng.uniform(np.log([1e5, 1e5, 1e6]), np.log([1e8, 1e8, 1e9]), (120, 3)))

@@ -54,6 +54,8 @@ def analyse(results: Results, loss: str, *, delta: float, refits: int, seed: int
         full = law.fit(x, value, delta=delta)
     except UserError as error:
         raise UserError(f"{loss}: {error}") from error
+    if full.floor < law.LEAST_FLOOR * value.min():
+        remarks.append("These runs tell no floor E from zero.")
     found = isoflop.parabolas(x[:, 0], x[:, 1], results["flops"], value)
     if not found:
         remarks.append("No budget of FLOPs is shared by three sizes, so there are no parabolas.")
