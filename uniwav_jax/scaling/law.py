@@ -23,7 +23,7 @@ TERM_SHARES = (1e-3, 0.03, 0.1, 0.4)
 EXPONENTS = (0.1, 0.3, 0.6, 1.2)
 # So many of the grid's best are followed to their minimum.
 STARTS = 8
-# That a refit starts from, as a share of the lowest loss; below it runs tell no E from zero.
+# As a share of the lowest loss: below it runs tell no E from zero, and refits try those of the grid.
 LEAST_FLOOR = 0.01
 # Of an exponent. A term of exponent 0 is a constant: the runs say nothing of it.
 STEEPEST = 2.0
@@ -83,8 +83,10 @@ def fit(
     else:
         terms = np.log(np.maximum(start.factors, np.finfo(float).tiny)) - start.exponents * centre
         # From a floor of nothing no slope of log E leads away.
-        floor = max(start.floor, LEAST_FLOOR * loss.min())
-        starts = [np.array([np.log(floor), *terms, *start.exponents])]
+        lowest, floors = loss.min(), [start.floor]
+        if start.floor < LEAST_FLOOR * lowest:
+            floors = [share * lowest for share in E_SHARES]
+        starts = [np.array([np.log(floor), *terms, *start.exponents]) for floor in floors]
     objective = functools.partial(_objective, u=u, target=target, delta=delta)
     found = [
         scipy.optimize.minimize(
