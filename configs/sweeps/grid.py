@@ -3,7 +3,8 @@
     python -m launch sweep --sweep configs/sweeps/grid.py --target local --data SHARDS --workdir S
     python -m uniwav_jax scaling-laws --results S --output R
 
-The largest amount is four passes over 5 hours. Expected: 2.5 hours on two CPU cores.
+The largest amount is four passes over 5 hours. On two CPU cores it took 2.2 hours with
+--max-parallel 2: docs/RESULTS.md.
 """
 
 from configs.sweeps.common import product, recipe, values
