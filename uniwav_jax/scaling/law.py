@@ -23,7 +23,7 @@ TERM_SHARES = (1e-3, 0.03, 0.1, 0.4)
 EXPONENTS = (0.1, 0.3, 0.6, 1.2)
 # So many of the grid's best are followed to their minimum.
 STARTS = 8
-# As a share of the lowest loss: below it runs tell no E from zero, and refits try those of the grid.
+# Below this share of the lowest loss runs tell no E from zero, and refits try those of the grid.
 LEAST_FLOOR = 0.01
 # Of an exponent. A term of exponent 0 is a constant: the runs say nothing of it.
 STEEPEST = 2.0
