@@ -4,7 +4,7 @@
         --workdir S
 
 If the rule holds, the best multiple of its rate is the same at both sizes. docs/RESULTS.md has such
-runs: encoder and decoder agree on no multiple, and each of them keeps its own from size to size.
+runs: encoder and decoder agree on no multiple, but each has about the same one at every size.
 """
 
 from configs import ladder

@@ -81,6 +81,9 @@ def no_point(run: dict) -> str | None:
 
     Args:
       run: its run.json.
+
+    Raises:
+      UserError: the folder that it branched from holds no run any more.
     """
     origin, config = run["origin"], run["config"]
     if run["extended"]:
