@@ -132,16 +132,17 @@ def supervise(children: list[subprocess.Popen], came: list[int], grace: float) -
                 how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
                 print(f"process {index} {how}", file=sys.stderr, flush=True)
                 status = status or (128 - code if code < 0 else code)
+        if status:
+            deadline = min(deadline, time.monotonic() + grace)
+        # With a killed process the others can agree on nothing any more, so neither on a save:
+        # nobody is asked to.
+        if any(code < 0 for code in ended.values()) or came.count(signal.SIGINT) > 1:
+            deadline = time.monotonic()
         ask = came[0] if came else signal.SIGTERM if status else None
-        if ask is not None and not told:
+        if ask is not None and not told and time.monotonic() < deadline:
             told = True
             for child in running.values():
                 child.send_signal(ask)
-        if status:
-            deadline = min(deadline, time.monotonic() + grace)
-        # With a killed process the others can agree on nothing any more, so neither on a save.
-        if any(code < 0 for code in ended.values()) or came.count(signal.SIGINT) > 1:
-            deadline = time.monotonic()
         if time.monotonic() >= deadline:
             for child in running.values():
                 kill(child)
