@@ -1,6 +1,7 @@
 """Small shards and small runs that several tests share; made by the same commands as a user's."""
 
 import atexit
+import functools
 import os
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import tempfile
 import jax
 import numpy as np
 
+from tests import warm
 from uniwav_jax.parallel.mesh import make_mesh
 from uniwav_jax.training.program import abstract_state
 
@@ -53,7 +55,8 @@ def fields(**changed) -> list[str]:
 
 def environment() -> dict:
     """One CPU device; programs compiled once for all the runs of a test session."""
-    return os.environ | {
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+    return inherited | {
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(CACHE),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -62,17 +65,25 @@ def environment() -> dict:
 
 
 def run(*arguments, status: int | None = 0, **options) -> subprocess.CompletedProcess:
-    """`python -m ARGUMENTS` on one CPU device; checks the exit status unless it is None."""
-    result = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        **options,
-    )
+    """`python -m ARGUMENTS` on one CPU device; checks the exit status unless it is None.
+
+    `options` of subprocess.run and a changed environment get an interpreter of their own.
+    """
+    words = [str(argument) for argument in arguments]
+    if options or environment() != warm_commands().environment:
+        command = [sys.executable, "-m", *words]
+        options = {"cwd": ROOT, "env": environment(), "text": True} | options
+        result = subprocess.run(command, capture_output=True, **options)
+    else:
+        result = warm_commands().run(words)
     assert status is None or result.returncode == status, result.stderr[-3000:]
     return result
+
+
+@functools.cache
+def warm_commands() -> warm.Commands:
+    """Runs commands in the environment of the first call."""
+    return warm.Commands(ROOT, environment())
 
 
 def arrays(checkpoints, step: int, config) -> dict:
