@@ -70,9 +70,12 @@ def parser(arguments: list[str]) -> argparse.ArgumentParser:
         (submit, "start a job"),
     ):
         command = _command(commands, run, line)
-        if run is not render:
+        if run is submit:
             command.add_argument("--job", metavar="DIR", help="a rendered job, instead of TARGET")
         if run is check:
+            command.add_argument(
+                "--job", metavar="DIR", nargs="+", help="rendered jobs, instead of TARGET"
+            )
             _add_without_compile(command, False)
         targets = command.add_subparsers(
             dest="target", metavar="TARGET", required=run is render, title="targets"
@@ -109,8 +112,28 @@ def render(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    """Prints what is wrong with a job, rendered now or before; 2 if anything is."""
-    job, folder = rendered(options)
+    """Prints what is wrong with a job, rendered now or before, or with several; 2 if any is."""
+    several = options.job or [None]
+    faulty = 0
+    for folder in several:
+        job, folder = rendered(options, folder)
+        faults = faults_of(job, folder, options.without_compile)
+        faulty += bool(faults)
+        for fault in faults:
+            named = f"{job.name}: " if len(several) > 1 else ""
+            print(f"error: {named}{fault}", file=sys.stderr)
+        if not faults:
+            beside = "; the program was not compiled" if options.without_compile else ""
+            print(f"{job.name}: no faults found{beside}")
+    return UserError.status if faulty else 0
+
+
+def faults_of(job: jobs.Job, folder: pathlib.Path, without_compile: bool) -> list[str]:
+    """What is wrong with a job of a folder, a sentence each.
+
+    Raises:
+      UserError: a file of it is gone, or what it takes to look is not installed.
+    """
     names = target_of(job).render(job)
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
@@ -121,20 +144,14 @@ def check(options: argparse.Namespace) -> int:
         faults = checks.of_job(job, root) + checks.of_files(job, files)
         faults += target_of(job).faults(job, files)
         # A config that is wrong already would only say so again.
-        if not faults and not options.without_compile:
+        if not faults and not without_compile:
             faults = checks.compiles(job, root)
-    for fault in faults:
-        print(f"error: {fault}", file=sys.stderr)
-    if faults:
-        return UserError.status
-    beside = "; the program was not compiled" if options.without_compile else ""
-    print(f"{job.name}: no faults found{beside}")
-    return 0
+    return faults
 
 
 def submit(options: argparse.Namespace) -> int:
     """Starts a job, rendered now or before, unless something is wrong with it at first sight."""
-    job, folder = rendered(options)
+    job, folder = rendered(options, options.job)
     with tempfile.TemporaryDirectory() as temporary:
         faults = checks.of_job(job, tree.unpack(folder / job.tree, temporary))
     if faults:
@@ -185,17 +202,17 @@ def target_of(job: jobs.Job) -> ModuleType:
     return module_of(job.target)
 
 
-def rendered(options: argparse.Namespace) -> tuple[jobs.Job, pathlib.Path]:
-    """The job to submit and its folder: that of --job, or one written from the arguments.
+def rendered(options: argparse.Namespace, folder: str | None) -> tuple[jobs.Job, pathlib.Path]:
+    """The job to look at or submit and its folder: that of --job, or one written from arguments.
 
     Raises:
       UserError: neither or both are given, or the folder's job is under way.
     """
-    if bool(options.job) == bool(options.target):
+    if bool(folder) == bool(options.target):
         raise UserError("name a TARGET with its arguments, or a rendered job by --job DIR.")
     if options.target:
         return written(options)
-    return _free(pathlib.Path(options.job)), pathlib.Path(options.job)
+    return _free(pathlib.Path(folder)), pathlib.Path(folder)
 
 
 def written(options: argparse.Namespace) -> tuple[jobs.Job, pathlib.Path]:

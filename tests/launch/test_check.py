@@ -262,6 +262,17 @@ def test_submit_refuses_what_is_wrong_at_first_sight(tmp_path, programs, capsys)
     assert not programs.calls("gcloud")
 
 
+def test_of_several_jobs_each_fault_names_its_own(tmp_path, capsys):
+    folders = [jobs.render(tmp_path / target, jobs.ALL[target]) for target in ("tpu-vm", "slurm")]
+    wrong = jobs.render(tmp_path / "wrong", jobs.changed(jobs.TPU, grace=5, name="hasty"))
+    capsys.readouterr()
+    arguments = ["check", "--without-compile", "--job", *map(str, [wrong, *folders])]
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: hasty: --grace 5: ") and said.err.count("\n") == 1
+    assert said.out.count(": no faults found; the program was not compiled\n") == 2
+
+
 # ---- what it takes to look ----------------------------------------------------------------------
 
 
