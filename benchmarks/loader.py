@@ -41,7 +41,8 @@ from data_pipelines import shards
 from data_pipelines.corpora import Audio, Corpus, Utterance, folder
 from data_pipelines.errors import UserError
 from data_pipelines.loader import batches
-from data_pipelines.mixture import Mixture, Part, open_mixture, padded_fraction, parse_spec
+from data_pipelines.mixture import Mixture, Part, open_mixture, padded_fraction
+from data_pipelines.paths import parse_spec
 from data_pipelines.places import Place, locate, slot_start
 from data_pipelines.reader import Piece, RecordReader
 

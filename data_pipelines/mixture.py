@@ -56,7 +56,7 @@ def open_mixture(
         not positive, two corpora of the same name, an unknown record or speaker to be excluded, or
         a directory without any row of the split train, or none with one of another split.
     """
-    entries = parse_spec(spec)
+    entries = paths.parse_spec(spec)
     indices = indices or [read_index(directory) for directory, _ in entries]
     for one, other in itertools.combinations(indices, 2):
         # The name is the corpus in random keys, losses and epochs: two of a name would be one.
@@ -141,35 +141,6 @@ def open_mixture(
         excluded=held,
         fingerprint=hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest(),
     )
-
-
-def parse_spec(spec: str) -> list[tuple[Path, float]]:
-    """Directories and weights (they sum to 1) of "DIR" or "DIR:0.7,DIR:0.3".
-
-    Raises:
-      UserError: a directory without a name, or, of several, without a positive weight.
-    """
-    entries = []
-    for entry in spec.split(","):
-        directory, colon, number = entry.strip().rpartition(":")
-        try:
-            weight = float(number) if colon else None
-        except ValueError:
-            weight = None  # the colon belongs to the path
-        if weight is None:
-            directory = entry.strip()
-        if not directory:
-            raise UserError(f"{spec!r} names no directory; write DIR, or DIR:0.7,DIR:0.3.")
-        entries.append((paths.of(directory), weight))
-    if len(entries) == 1 and entries[0][1] is None:
-        return [(entries[0][0], 1.0)]
-    for directory, weight in entries:
-        if weight is None or not 0 < weight < float("inf"):
-            raise UserError(
-                f"{directory} in {spec!r} needs a positive weight, as in DIR:0.7,DIR:0.3."
-            )
-    total = sum(weight for _, weight in entries)
-    return [(directory, weight / total) for directory, weight in entries]
 
 
 def padded_fraction(mixture: "Mixture") -> float:

@@ -40,6 +40,35 @@ def of(name: str | os.PathLike) -> pathlib.Path:
     return _of_url(str(name)) if is_url(name) else pathlib.Path(name)
 
 
+def parse_spec(spec: str) -> list[tuple[pathlib.Path, float]]:
+    """Directories and weights (they sum to 1) of "DIR" or "DIR:0.7,DIR:0.3".
+
+    Raises:
+      UserError: a directory without a name, or, of several, without a positive weight.
+    """
+    entries = []
+    for entry in spec.split(","):
+        directory, colon, number = entry.strip().rpartition(":")
+        try:
+            weight = float(number) if colon else None
+        except ValueError:
+            weight = None  # the colon belongs to the path
+        if weight is None:
+            directory = entry.strip()
+        if not directory:
+            raise UserError(f"{spec!r} names no directory; write DIR, or DIR:0.7,DIR:0.3.")
+        entries.append((of(directory), weight))
+    if len(entries) == 1 and entries[0][1] is None:
+        return [(entries[0][0], 1.0)]
+    for directory, weight in entries:
+        if weight is None or not 0 < weight < float("inf"):
+            raise UserError(
+                f"{directory} in {spec!r} needs a positive weight, as in DIR:0.7,DIR:0.3."
+            )
+    total = sum(weight for _, weight in entries)
+    return [(directory, weight / total) for directory, weight in entries]
+
+
 def join(folder: pathlib.Path, path: str) -> str:
     """What a file of ``folder`` names as ``path``; that may be a URL."""
     if is_url(path):

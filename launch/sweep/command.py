@@ -22,7 +22,7 @@ import sys
 
 from data_pipelines.errors import UserError
 from data_pipelines.index import read_summary
-from data_pipelines.mixture import parse_spec
+from data_pipelines.paths import parse_spec
 from launch import job as jobs
 from launch.sweep import expand, runner, search, table
 from launch.targets import ALIASES, TARGETS

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from data_pipelines.errors import UserError
 from data_pipelines.index import read_summary
-from data_pipelines.mixture import parse_spec
+from data_pipelines.paths import parse_spec
 from launch import progress, supervisor, tree
 from launch.job import Job, Setting, mark_submitted
 from launch.watch import State

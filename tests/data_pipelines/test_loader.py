@@ -18,7 +18,8 @@ from data_pipelines.errors import UserError
 from data_pipelines.exclusions import Exclusions
 from data_pipelines.index import read_index
 from data_pipelines.loader import batches
-from data_pipelines.mixture import padded_fraction, parse_spec
+from data_pipelines.mixture import padded_fraction
+from data_pipelines.paths import parse_spec
 from data_pipelines.places import damaged, locate, places, slot_start
 from data_pipelines.reader import RecordReader
 from data_pipelines.rows import build_rows

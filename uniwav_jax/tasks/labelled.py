@@ -13,7 +13,7 @@ import numpy as np
 
 from data_pipelines.exclusions import combined
 from data_pipelines.index import read_index
-from data_pipelines.mixture import parse_spec
+from data_pipelines.paths import parse_spec
 from data_pipelines.reader import RecordReader
 from data_pipelines.records import SILENCE, SPLITS, Phones, Record
 from uniwav_jax.errors import UserError

@@ -12,7 +12,8 @@ import numpy as np
 
 from data_pipelines import order
 from data_pipelines.index import read_index
-from data_pipelines.mixture import Mixture, parse_spec
+from data_pipelines.mixture import Mixture
+from data_pipelines.paths import parse_spec
 from data_pipelines.places import locate, slot_start
 from data_pipelines.records import SPLITS, id_hash
 from uniwav_jax.errors import UserError

@@ -12,8 +12,9 @@ from jax.experimental import multihost_utils
 from data_pipelines.exclusions import combined
 from data_pipelines.index import SPLITS, Index, read_index
 from data_pipelines.loader import batches
-from data_pipelines.mixture import Mixture, open_mixture, parse_spec
+from data_pipelines.mixture import Mixture, open_mixture
 from data_pipelines.order import after_skips
+from data_pipelines.paths import parse_spec
 from data_pipelines.places import damaged
 from uniwav_jax import features
 from uniwav_jax.errors import UserError
