@@ -33,6 +33,7 @@ from launch.sweep import command as commands_of_sweeps
 from launch.targets import TARGETS
 
 JOBS = pathlib.Path("runs", "jobs")
+ONE_OF_BOTH = "name a TARGET with its arguments, or a rendered job by --job DIR."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,10 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
         place = arguments.index("--")
         arguments, more = arguments[:place], arguments[place + 1 :]
     fields = [a for a in arguments if a.startswith("--config.")]
-    options = parser(arguments).parse_args([a for a in arguments if a not in fields])
-    options.fields = [field.removeprefix("--config.") for field in fields]
-    options.arguments = more
     try:
+        options = parser(arguments).parse_args([a for a in arguments if a not in fields])
+        options.fields = [field.removeprefix("--config.") for field in fields]
+        options.arguments = more
         return options.run(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -74,7 +75,11 @@ def parser(arguments: list[str]) -> argparse.ArgumentParser:
             command.add_argument("--job", metavar="DIR", help="a rendered job, instead of TARGET")
         if run is check:
             command.add_argument(
-                "--job", metavar="DIR", nargs="+", help="rendered jobs, instead of TARGET"
+                "--job",
+                metavar="DIR",
+                nargs="+",
+                type=_not_target,
+                help="rendered jobs, instead of TARGET",
             )
             _add_without_compile(command, False)
         targets = command.add_subparsers(
@@ -209,7 +214,7 @@ def rendered(options: argparse.Namespace, folder: str | None) -> tuple[jobs.Job,
       UserError: neither or both are given, or the folder's job is under way.
     """
     if bool(folder) == bool(options.target):
-        raise UserError("name a TARGET with its arguments, or a rendered job by --job DIR.")
+        raise UserError(ONE_OF_BOTH)
     if options.target:
         return written(options)
     return _free(pathlib.Path(folder)), pathlib.Path(folder)
@@ -267,6 +272,13 @@ def _add_job(parser: argparse.ArgumentParser, run, target: ModuleType) -> None:
         # Left as it is where it stands before TARGET.
         _add_without_compile(parser, argparse.SUPPRESS)
     parser.add_argument("--output", metavar="DIR", help=f"the job's folder (default {JOBS}/NAME)")
+
+
+def _not_target(folder: str) -> str:
+    """A job's folder; one called as a target is taken for that, and needs ./ in front."""
+    if folder in TARGETS:
+        raise UserError(ONE_OF_BOTH)
+    return folder
 
 
 def _add_without_compile(parser: argparse.ArgumentParser, default) -> None:

@@ -22,6 +22,10 @@ if "UNIWAV_TEST_PROGRAMS" not in os.environ:
     os.environ["UNIWAV_TEST_PROGRAMS"] = tempfile.mkdtemp(prefix="programs-")
     atexit.register(shutil.rmtree, os.environ["UNIWAV_TEST_PROGRAMS"], ignore_errors=True)
 CACHE = pathlib.Path(os.environ["UNIWAV_TEST_PROGRAMS"])
+# Small programs run a few steps: they are compiled in half of the time, and may be slower.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 # A model of a few thousand parameters on crops of 0.64 s.
 SMALL = {
@@ -60,7 +64,6 @@ def environment() -> dict:
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(CACHE),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
 
 
