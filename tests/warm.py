@@ -7,6 +7,7 @@ the command's own `__main__`, with its own arguments, streams, exit status and i
     python -m tests.warm < REQUESTS > REPLIES      # one line of JSON each
 """
 
+import gc
 import json
 import os
 import pathlib
@@ -51,6 +52,7 @@ def main() -> None:
 
     import uniwav_jax.training.train  # noqa: F401
 
+    gc.freeze()  # what is imported stays; collections in the children need not look at it
     for line in sys.stdin:
         arguments, paths = json.loads(line)
         with warnings.catch_warnings():
