@@ -15,6 +15,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 
 
@@ -50,7 +51,7 @@ def main() -> None:
     import pystoi  # noqa: F401
     import tensorboardX  # noqa: F401
 
-    import uniwav_jax.training.train  # noqa: F401
+    import uniwav_jax.training.train
 
     gc.freeze()  # what is imported stays; collections in the children need not look at it
     for line in sys.stdin:
@@ -68,6 +69,7 @@ def main() -> None:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(file, number)
         os.close(file)
+    uniwav_jax.BEGAN = time.monotonic()  # as if the command had imported it
     sys.argv = arguments
     runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
 
