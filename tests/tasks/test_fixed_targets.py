@@ -190,6 +190,12 @@ def test_which_branches_are_points(small_run, monkeypatch, origin, source, said)
     assert found is None if said is None else said in found
 
 
+def test_a_branch_whose_source_is_gone(small_run, tmp_path):
+    begun = {"kind": "branch-from", "run": str(tmp_path / "gone"), "step": 5, "reset": []}
+    with pytest.raises(UserError, match="beside its source, and .*gone holds no run"):
+        scoring.no_point(read_run(small_run) | {"origin": begun})
+
+
 def test_a_lengthened_run_is_no_point(small_run):
     run = read_run(small_run) | {"extended": [{"from": 3, "to": 6}]}
     assert scoring.no_point(run) == "was lengthened"

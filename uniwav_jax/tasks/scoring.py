@@ -93,7 +93,10 @@ def no_point(run: dict) -> str | None:
     place = origin["run"]
     if origin["kind"] != BRANCH:
         return f"began with parameters of {place}"
-    source = read_run(place)
+    try:
+        source = read_run(place)
+    except UserError as error:
+        raise UserError(f"a branch is scored beside its source, and {error}") from error
     if source["id"] != origin["run_id"] or source["origin"] or source["extended"]:
         return f"branched from {place}, which is another run by now, or no point itself"
     if source["data_fingerprint"] != run["data_fingerprint"] or origin["reset"]:
