@@ -22,8 +22,8 @@ if "UNIWAV_TEST_PROGRAMS" not in os.environ:
     os.environ["UNIWAV_TEST_PROGRAMS"] = tempfile.mkdtemp(prefix="programs-")
     atexit.register(shutil.rmtree, os.environ["UNIWAV_TEST_PROGRAMS"], ignore_errors=True)
 CACHE = pathlib.Path(os.environ["UNIWAV_TEST_PROGRAMS"])
-# Small programs run a few steps: what matters is how fast they are compiled, here in a third of the
-# time.
+# Small programs run a few steps: what matters is how fast they are compiled, here in about half of
+# the time.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
