@@ -7,8 +7,8 @@
     python -m launch sweep --sweep F --target TARGET --data D --workdir S many of them, one table
 
 A job is a folder, runs/jobs/NAME unless --output says otherwise: job.json, the files of its target
-and the packed tree. `check` and `submit` also take a rendered one, --job DIR. Only `submit` starts
-anything; `render` needs none of a cloud's programs.
+and the packed tree. `check` and `submit` also take a rendered one, --job DIR, `check` several. Only
+`submit` starts anything; `render` needs none of a cloud's programs.
 
 Any field of the config can be set, --config.training.steps=2000, and what follows -- goes to
 `python -m uniwav_jax train` as it is. Exit status: 0 done; 1 the job failed (watch); 2 a mistake,
