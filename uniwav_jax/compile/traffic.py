@@ -14,6 +14,7 @@ import numpy as np
 
 from uniwav_jax.compile.collectives import Collective
 from uniwav_jax.models.attention import backend_of
+from uniwav_jax.models.product import dtypes
 from uniwav_jax.parallel.axes import AXES, BATCH_AXES
 from uniwav_jax.parallel.sharding import path_name
 
@@ -107,6 +108,7 @@ def sizes(config, shape: Mapping[str, int], state, platform: str) -> Sizes:
     batch_shards = math.prod(shape[axis] for axis in BATCH_AXES)
     parameter = jnp.dtype(config.training.parameter_dtype).itemsize
     moment = config.optimizer.moment_dtype
+    compute, _ = dtypes(config.training.compute_dtype)
     return Sizes(
         rows=config.training.batch_size // config.training.accumulation // batch_shards,
         accumulation=config.training.accumulation,
@@ -116,15 +118,13 @@ def sizes(config, shape: Mapping[str, int], state, platform: str) -> Sizes:
         tensor=shape["tensor"],
         trained=count(state.params),
         teacher=count(state.slots, "teacher/"),
-        compute=jnp.dtype(config.training.compute_dtype).itemsize,
+        compute=compute.itemsize,
         parameter=parameter,
         moment=jnp.dtype(moment).itemsize if moment else parameter,
         frames=config.data.crop_frames,
         stacks=stacks(config),
         remat=config.parallel.remat,
-        attention=backend_of(
-            config.parallel.attention, platform, config.training.compute_dtype
-        ),
+        attention=backend_of(config.parallel.attention, platform, compute),
     )
 
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from uniwav_jax.errors import UserError
 from uniwav_jax.models.attention import CONTEXT, attention, choose, rotate
-from uniwav_jax.models.product import product
+from uniwav_jax.models.product import Product
 from uniwav_jax.parallel.axes import BATCH_AXES
 
 EPSILON = 1e-5
@@ -36,10 +36,14 @@ REMAT = {
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How a model computes, as opposed to what: dtypes and the program's shape."""
+    """How a model computes, as opposed to what: dtypes and the program's shape.
+
+    On a CPU linear layers multiply numbers of dtype `factors`; None: of `dtype`, as elsewhere.
+    """
 
     dtype: jnp.dtype
     parameter_dtype: jnp.dtype
+    factors: jnp.dtype | None = None
     remat: str = "none"
     unroll: int = 1
     attention: str = "reference"
@@ -67,10 +71,11 @@ class Compute:
     def linear(self, inputs: int, outputs: int, rngs: nnx.Rngs, kernel_init=None) -> nnx.Linear:
         """Linear layer with bias; Glorot-uniform kernel unless told."""
         cpu = self.mesh is not None and self.mesh.devices.flat[0].platform == "cpu"
+        factors = self.dtype if self.factors is None else self.factors
         return nnx.Linear(
             inputs,
             outputs,
-            dot_general=_product if cpu else jax.lax.dot_general,
+            dot_general=Product(factors) if cpu else jax.lax.dot_general,
             dtype=self.dtype,
             param_dtype=self.parameter_dtype,
             kernel_init=kernel_init or nnx.initializers.xavier_uniform(),
@@ -87,11 +92,6 @@ class Compute:
             use_fast_variance=False,
             rngs=rngs,
         )
-
-
-def _product(x: jax.Array, kernel: jax.Array, dimensions, **settings) -> jax.Array:
-    """`product` as `nnx.Linear` calls it, which has no other dimensions and leaves settings out."""
-    return product(x, kernel)
 
 
 def layer_norm(x: jax.Array) -> jax.Array:

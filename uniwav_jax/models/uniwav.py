@@ -12,13 +12,16 @@ from jax.sharding import Mesh
 from uniwav_jax.errors import UserError
 from uniwav_jax.models.decoder import Decoder, LayerCondition
 from uniwav_jax.models.encoder import Encoder, run_layers
+from uniwav_jax.models.product import dtypes
 from uniwav_jax.models.transformer import Compute
 
 
 def compute_of(config, mesh: Mesh | None = None) -> Compute:
     """The `Compute` that `config.training` and `config.parallel` ask for, on a mesh."""
+    dtype, factors = dtypes(config.training.compute_dtype)
     return Compute(
-        dtype=jnp.dtype(config.training.compute_dtype),
+        dtype=dtype,
+        factors=factors,
         parameter_dtype=jnp.dtype(config.training.parameter_dtype),
         remat=config.parallel.remat,
         unroll=config.parallel.unroll,
