@@ -108,7 +108,7 @@ def base(argument: str = "") -> ml_collections.ConfigDict:
         "steps": 400_000,
         "batch_size": 256,  # crops of one step over all devices and micro-batches
         "accumulation": 1,  # micro-batches a step
-        # Of activations; "mixed" is float32, linear layers multiplying bfloat16 as TPUs always do.
+        # Of activations; "mixed" is float32, whose linear layers multiply bfloat16, as on TPUs.
         "compute_dtype": "bfloat16",
         "parameter_dtype": "float32",
         "non_finite_limit": 10,  # skipped updates in a row that stop the run
