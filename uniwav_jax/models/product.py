@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from uniwav_jax.errors import UserError
 
 # training.compute_dtype -> dtypes of the activations and of the factors that linear layers multiply
-# on a CPU. "mixed" is what TPUs do with float32 by themselves.
+# on a CPU. "mixed" is what TPUs do with float32 by themselves; elsewhere it is float32.
 DTYPES = {
     "bfloat16": ("bfloat16", "bfloat16"),
     "mixed": ("float32", "bfloat16"),
