@@ -54,14 +54,14 @@ def accumulate(update: Update, state: TrainState, constants, batch) -> tuple[dic
         return outputs.loss, outputs
 
     own = state.params[update.group]
+    # Traced once: for the shapes of what is added up and for the scan.
+    one = jax.jit(jax.grad(loss, has_aux=True), inline=True)
 
     def add(total, micro_batch):
-        one = jax.grad(loss, has_aux=True)(own, micro_batch)
-        return jax.tree.map(jnp.add, total, one), None
+        return jax.tree.map(jnp.add, total, one(own, micro_batch)), None
 
-    # The loss alone says what is added up: a gradient has the shape of its parameter.
-    _, outputs = jax.eval_shape(loss, own, jax.tree.map(lambda x: x[0], batch))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (own, outputs))
+    shapes = jax.eval_shape(one, own, jax.tree.map(lambda x: x[0], batch))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     (gradient, outputs), _ = jax.lax.scan(add, zeros, batch)
     return jax.tree.map(lambda g: g / outputs.weight.astype(g.dtype), gradient), outputs
 
