@@ -89,9 +89,13 @@ def test_the_floor_differs_from_the_model_in_its_condition_alone(model, speech):
     """With the own utterance as the other one, floor and model are the same to the bit."""
     generator = Generator(model, evaluations=4)
     waveforms = [speech[: 2 * RATE], speech[RATE:]]
+
+    def scored(task, others):
+        made = generation_scores.generate(generator, task, waveforms, others, [0, 1])
+        return generation_scores.score_batch(generator, waveforms, *made)
+
     for task in ("resynthesis", "infilling"):
-        own = generation_scores.score_batch(generator, task, waveforms, [0, 1], [0, 1])
-        other = generation_scores.score_batch(generator, task, waveforms, [1, 0], [0, 1])
+        own, other = scored(task, [0, 1]), scored(task, [1, 0])
         assert [item["floor"] for item in own] == [item["model"] for item in own]
         assert [item["model"] for item in other] == [item["model"] for item in own]
         assert all(item["floor"] != item["model"] for item in other)

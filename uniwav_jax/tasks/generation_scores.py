@@ -5,8 +5,10 @@ frames, but the condition of the same masked pass of another speaker's utterance
 what the true features sound like: through Griffin-Lim, or through the codec.
 """
 
+import concurrent.futures
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import scipy.stats
@@ -17,6 +19,8 @@ from uniwav_jax.tasks.generation import Generator, splice
 from uniwav_jax.tasks.pretrained import ROWS, Pretrained
 
 SYSTEMS = ("model", "floor", "ceiling")
+# Batches generated at a time: one leaves cores idle.
+AT_A_TIME = 2
 
 
 def score_generation(pretrained: Pretrained, records: Sequence[Record]) -> dict:
@@ -43,24 +47,32 @@ def score_generation(pretrained: Pretrained, records: Sequence[Record]) -> dict:
                     f"least {options.generation_seconds} s."
                 ]
             }
+        # The last batch is filled up with repeats, so that one program serves all.
+        batches = [
+            [min(first + k, len(waveforms) - 1) for k in range(ROWS)]
+            for first in range(0, len(waveforms), ROWS)
+        ]
         items = []
-        for first in range(0, len(waveforms), ROWS):
-            # The last batch is filled up with repeats, so that one program serves all.
-            rows = [min(first + k, len(waveforms) - 1) for k in range(ROWS)]
-            new = score_batch(generator, task, waveforms, others, rows)
-            items += new[: len(waveforms) - first]
-        scores[task] = summarize(items)
+        with concurrent.futures.ThreadPoolExecutor(AT_A_TIME) as pool:
+            made = pool.map(partial(generate, generator, task, waveforms, others), batches)
+            for rows, (parts, sounds) in zip(batches, made, strict=True):
+                items += score_batch(generator, [waveforms[row] for row in rows], parts, sounds)
+        scores[task] = summarize(items[: len(waveforms)])
     return scores
 
 
-def score_batch(
+def generate(
     generator: Generator,
     task: str,
     waveforms: Sequence[np.ndarray],
     others: Sequence[int],
     rows: Sequence[int],
-) -> list[dict]:
-    """Model, floor and ceiling of some of the utterances, one item each."""
+) -> tuple[list[slice], dict[str, np.ndarray]]:
+    """What is generated of some of the utterances, in samples, and what each system makes of it.
+
+    Returns:
+      A part of each utterance; system -> waveforms [rows, samples].
+    """
     options = generator.pretrained.config.evaluation
     batch = generator.batch([waveforms[row] for row in rows], rows)
     other = generator.batch([waveforms[others[row]] for row in rows], rows)
@@ -75,14 +87,22 @@ def score_batch(
         ]
     else:
         masks = stripes(batch.x.shape[1], options.stripe_frames)[:, None] & batch.valid
-    sounds = {
+    return parts, {
         "model": generator.sound(generator.passes(batch, batch, masks), batch.valid),
         "floor": generator.sound(generator.passes(batch, other, masks), batch.valid),
         "ceiling": generator.sound(batch.x, batch.valid),
     }
+
+
+def score_batch(
+    generator: Generator,
+    waveforms: Sequence[np.ndarray],
+    parts: Sequence[slice],
+    sounds: dict[str, np.ndarray],
+) -> list[dict]:
+    """Scores of the utterances of a batch, one item each; arguments as `generate` gives them."""
     items = []
-    for place, (row, part) in enumerate(zip(rows, parts, strict=True)):
-        true = waveforms[row]
+    for place, (true, part) in enumerate(zip(waveforms, parts, strict=True)):
         generated = {
             # With the whole utterance generated there is nothing to keep, and this changes nothing.
             name: splice(true, sound[place, : len(true)], part.start, part.stop, generator.rate)
