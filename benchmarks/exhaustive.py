@@ -12,12 +12,12 @@ not slower than `none`.
 
 import argparse
 import concurrent.futures
+import functools
 import itertools
-import json
-import pathlib
-import subprocess
+import multiprocessing
 import sys
-import tempfile
+
+import jax
 
 from uniwav_jax import config as configs
 from uniwav_jax.compile import chips, report, search
@@ -38,33 +38,18 @@ def main() -> int:
     topology, prices = chips.parse(options.topology), report.read_prices()
     config = configs.load_config(options.config, names)
 
-    with tempfile.TemporaryDirectory() as folder:
-        numbers = itertools.count()
-
-        def reported(*arguments: str) -> dict:
-            path = pathlib.Path(folder) / f"{next(numbers)}.json"
-            command = ["--config", options.config, "--topology", options.topology, *fields]
-            result = subprocess.run(
-                [sys.executable, "-m", "uniwav_jax", "compile", *command, *arguments]
-                + ["--json", str(path)],
-                capture_output=True,
-                text=True,
-            )
-            if not path.exists():
-                raise SystemExit(f"error: {' '.join(arguments)}: {result.stderr.strip()}")
-            return json.loads(path.read_text())
-
-        def compiled(chosen: dict) -> dict:
-            return reported(*(f"--config.parallel.{name}={x}" for name, x in chosen.items()))
-
-        every = every_mesh(config, topology)
-        with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            searched = pool.submit(reported, "--search")
-            found = list(pool.map(compiled, [{"remat": config.parallel.remat} | m for m in every]))
-            chosen = searched.result()["search"]["fields"]
-            by_policy = dict(
-                zip(REMAT, pool.map(compiled, [chosen | {"remat": r} for r in REMAT]), strict=True)
-            )
+    every = every_mesh(config, topology)
+    # Each in a process of its own: libtpu's memory only grows.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(
+        options.jobs, context, prepare, max_tasks_per_child=1
+    ) as pool:
+        searched = pool.submit(search.fastest, config, topology, prices, say)
+        compiled = functools.partial(search.report_of, topology=topology, prices=prices)
+        found = list(pool.map(compiled, [search.changed(config, **mesh) for mesh in every]))
+        chosen = searched.result()["search"]["fields"]
+        policies = [search.changed(config, **chosen | {"remat": remat}) for remat in REMAT]
+        by_policy = dict(zip(REMAT, pool.map(compiled, policies), strict=True))
 
     print("| mesh | estimated, s | compiled, s | memory | sent, MB |\n|---|---|---|---|---|")
     looked_at = search.meshes(config, topology)
@@ -85,6 +70,19 @@ def main() -> int:
     )
     seconds = {policy: row["predicted_step_seconds"] for policy, row in by_policy.items()}
     return int(own["predicted_step_seconds"] > fastest or seconds["full"] <= seconds["none"])
+
+
+def prepare() -> None:
+    """What `compile` sets, in a process of the pool."""
+    # Where libtpu is installed JAX would look for a TPU of this machine first.
+    jax.config.update("jax_platforms", "cpu")
+    # Programs for devices that are not there can't be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
+def say(line: str) -> None:
+    """What the search tells, while it goes on."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def every_mesh(config, topology: chips.Topology) -> list[dict[str, int]]:

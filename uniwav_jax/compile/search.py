@@ -98,13 +98,28 @@ def candidates(config, topology: Topology, prices: dict) -> list[dict]:
 def search(config, topology: Topology | None, prices: dict, say) -> dict:
     """The fastest mesh that fits at the config's batch, and then the largest batch.
 
+    Returns:
+      What `fastest` does, with `largest_batch_size` in `search` as well.
+
+    Raises:
+      UserError: as `fastest` does.
+    """
+    best = fastest(config, topology, prices, say)
+    found = best["search"]
+    largest = largest_batch(changed(config, **found["fields"]), topology, best, say)
+    return best | {"search": found | {"largest_batch_size": largest}}
+
+
+def fastest(config, topology: Topology | None, prices: dict, say) -> dict:
+    """The mesh and the remat policy whose compiled program is predicted to be the fastest.
+
     Candidates are compiled in the order of their estimates, until one fits; what needs no less
     memory by the estimate than one of the same policy that was refused is not tried. Then those of
     other meshes that are estimated to be about as fast: the compiled programs decide.
 
     Returns:
-      The report of the fastest, with `search`: the fields to set, what was compiled, the estimates
-      of all candidates and `largest_batch_size`.
+      The report of the fastest, with `search`: the fields to set, what was compiled and the
+      estimates of all candidates.
 
     Raises:
       UserError: nothing fits, or the topology is none that can be compiled for.
@@ -142,15 +157,8 @@ def search(config, topology: Topology | None, prices: dict, say) -> dict:
             "or a smaller --config.training.batch_size."
         )
     best = min(fitting, key=lambda one: one["compiled"])
-    largest = largest_batch(changed(config, **best["fields"]), topology, best["report"], say)
-    return best["report"] | {
-        "search": {
-            "fields": best["fields"],
-            "largest_batch_size": largest,
-            "compiled": tried,
-            "candidates": ranked,
-        }
-    }
+    found = {"fields": best["fields"], "compiled": tried, "candidates": ranked}
+    return best["report"] | {"search": found}
 
 
 def largest_batch(config, topology: Topology, found: dict, say) -> int:
