@@ -153,7 +153,7 @@ def base(argument: str = "") -> ml_collections.ConfigDict:
         "context": 4,  # frames on either side for the log-mel baseline
         "shots": (1, 5),
         "resyntheses": 32,  # utterances that are resynthesised
-        "infillings": 128,  # and infilled; a gap's words can't be guessed, so gains are small
+        "infillings": 256,  # and infilled; a gap's words can't be guessed, so gains are small
         "generation_seconds": 2.56,  # of each of them
         "gap_seconds": 1.0,
         "evaluations": 32,  # of the vector field [V]

@@ -24,7 +24,7 @@ def get_config(argument: str = ""):
     config.codebooks.size = 64
     config.decoder.update(depth=2, width=128, heads=2)
     config.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup=0.05)
-    config.training.update(steps=2_000, batch_size=16, compute_dtype="float32")
+    config.training.update(steps=2_000, batch_size=16, compute_dtype="mixed")
     config.parallel.unroll = 4
     config.checkpoint.update(every=500, keep_every=1_000_000)
     config.telemetry.update(log_every=20, validate_every=500, samples_every=2_000)
