@@ -196,7 +196,7 @@ def largest_batch(config, topology: Topology, found: dict, say) -> int:
     while (growth := (used(others) - used(crops)) / (others - crops)) <= 0:
         others = 2 * max(others, crops)
     low = max(crops, int(crops + (found["hbm_bytes"] - used(crops)) / growth))
-    high, step = low, 1
+    high, step = low, max(1, low // 64)
     while not fits(low):
         low, high, step = max(0, low - step), low, 2 * step
     while high == low or fits(high):
