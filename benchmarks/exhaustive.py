@@ -17,10 +17,8 @@ import itertools
 import multiprocessing
 import sys
 
-import jax
-
 from uniwav_jax import config as configs
-from uniwav_jax.compile import chips, report, search
+from uniwav_jax.compile import aot, chips, report, search
 from uniwav_jax.errors import UserError
 from uniwav_jax.models.transformer import REMAT
 
@@ -42,7 +40,7 @@ def main() -> int:
     # Each in a process of its own: libtpu's memory only grows.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(
-        options.jobs, context, prepare, max_tasks_per_child=1
+        options.jobs, context, aot.prepare, max_tasks_per_child=1
     ) as pool:
         searched = pool.submit(search.fastest, config, topology, prices, say)
         compiled = functools.partial(search.report_of, topology=topology, prices=prices)
@@ -70,14 +68,6 @@ def main() -> int:
     )
     seconds = {policy: row["predicted_step_seconds"] for policy, row in by_policy.items()}
     return int(own["predicted_step_seconds"] > fastest or seconds["full"] <= seconds["none"])
-
-
-def prepare() -> None:
-    """What `compile` sets, in a process of the pool."""
-    # Where libtpu is installed JAX would look for a TPU of this machine first.
-    jax.config.update("jax_platforms", "cpu")
-    # Programs for devices that are not there can't be read back.
-    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def say(line: str) -> None:

@@ -43,7 +43,7 @@ def run(options) -> int:
     import jax
 
     from data_pipelines.files import atomic_write
-    from uniwav_jax.compile import chips, report, search
+    from uniwav_jax.compile import aot, chips, report, search
 
     local = options.topology == "local"
     if local and options.slices != 1:
@@ -52,10 +52,7 @@ def run(options) -> int:
     if local:
         topology = chips.local(jax.devices())
     else:
-        # Where libtpu is installed JAX would look for a TPU of this machine first.
-        jax.config.update("jax_platforms", "cpu")
-        # Programs for devices that are not there can't be read back.
-        jax.config.update("jax_enable_compilation_cache", False)
+        aot.prepare()
     config = configs.load_config(options.config, options.fields)
     if topology is not None and topology.slices > 1 and not local:
         with config.unlocked():

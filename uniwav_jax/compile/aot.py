@@ -53,6 +53,14 @@ class Compiled:
     seconds: float
 
 
+def prepare() -> None:
+    """Sets JAX up in a process that compiles for TPUs that are not there."""
+    # Where libtpu is installed JAX would look for a TPU of this machine first.
+    jax.config.update("jax_platforms", "cpu")
+    # Programs for devices that are not there can't be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
 def topology_devices(topology: Topology) -> list:
     """Devices of a topology: of this machine if it is that, else of a TPU that need not be there.
 

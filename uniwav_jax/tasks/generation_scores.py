@@ -52,11 +52,13 @@ def score_generation(pretrained: Pretrained, records: Sequence[Record]) -> dict:
             [min(first + k, len(waveforms) - 1) for k in range(ROWS)]
             for first in range(0, len(waveforms), ROWS)
         ]
-        items = []
-        with concurrent.futures.ThreadPoolExecutor(AT_A_TIME) as pool:
+        items, pool = [], concurrent.futures.ThreadPoolExecutor(AT_A_TIME)
+        try:
             made = pool.map(partial(generate, generator, task, waveforms, others), batches)
             for rows, (parts, sounds) in zip(batches, made, strict=True):
                 items += score_batch(generator, [waveforms[row] for row in rows], parts, sounds)
+        finally:
+            pool.shutdown(cancel_futures=True)
         scores[task] = summarize(items[: len(waveforms)])
     return scores
 
