@@ -165,9 +165,9 @@ def largest_batch(config, topology: Topology, found: dict, say) -> int:
     """The largest batch that fits, in whole crops a device; 0 if not even one a device does.
 
     It fits and with one crop more a device it does not, both compiled (estimated for GPUs that are
-    not there). Memory mostly grows by as much with each crop, so two programs tell about how many
-    fit. (One that does not fit says little, since the compiler has then tried to squeeze it.) From
-    there it is found by steps that double, and then by halving.
+    not there). Memory mostly grows by as much with each crop, so programs that fit tell about how
+    many do. (One that does not fit says little, since the compiler has then tried to squeeze it.)
+    Where that leads no further it is found by steps that double, and then by halving.
 
     Args:
       config: resolved, with any batch that the mesh can share.
@@ -188,22 +188,31 @@ def largest_batch(config, topology: Topology, found: dict, say) -> int:
         return known[crops]
 
     def fits(crops: int) -> bool:
-        return crops == 0 or used(crops) <= found["hbm_bytes"]
+        return used(crops) <= found["hbm_bytes"]
 
     if not fits(crops):
         return 0
-    others = crops // 2 or 3
-    while (growth := (used(others) - used(crops)) / (others - crops)) <= 0:
-        others = 2 * max(others, crops)
-    low = max(crops, int(crops + (found["hbm_bytes"] - used(crops)) / growth))
-    high, step = low, max(1, low // 64)
-    while not fits(low):
-        low, high, step = max(0, low - step), low, 2 * step
-    while high == low or fits(high):
-        low, high, step = high, high + step, 2 * step
+    used(crops // 2 or 3)
+
+    def guess(low: int) -> int:
+        """Where the HBM is full, on the line through the smallest that is known and `low`."""
+        first = min(known.keys() - {low})
+        growth = (known[low] - known[first]) / (low - first)
+        return low + int((found["hbm_bytes"] - known[low]) / growth) if growth > 0 else 2 * low
+
+    low, high, step = crops, None, 1
+    while high is None:
+        further = max(guess(low), low + step)
+        if fits(further):
+            low, step = further, max(2 * step, further // 64)
+        else:
+            high = further
+    straight = True
     while high - low > 1:
-        middle = (low + high) // 2
+        half = (high - low) / 2
+        middle = min(max(guess(low), low + 1), high - 1) if straight else (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
+        straight = straight and high - low <= half
     return low * unit
 
 
