@@ -6,7 +6,7 @@
 
     python -m uniwav_jax train --config configs/tiny.py --data SHARDS --workdir RUN
 
-Expected on the demo's 57 minutes of synthetic training speech: 8 to 12 minutes on two CPU cores;
+Expected on the demo's 57 minutes of synthetic training speech: 6 to 12 minutes on two CPU cores;
 phone accuracy of a linear probe 0.54 (log-mel 0.42, untrained 0.48), flow-matching loss 0.60,
 perplexity 31.
 """
