@@ -72,7 +72,8 @@ def topology_devices(topology: Topology) -> list:
     from jax.experimental import topologies
 
     # libtpu asks for the machine that it is on, which is no TPU, and tells of that; and it lets one
-    # process alone have the TPU, of which nobody here has any.
+    # process alone have the TPU, of which nobody here has any. Host and type are what a TPU host
+    # would answer; the topology is the one named below, whatever they are.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")

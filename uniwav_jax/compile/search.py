@@ -192,7 +192,7 @@ def largest_batch(config, topology: Topology, found: dict, say) -> int:
 
     if not fits(crops):
         return 0
-    used(crops // 2 or 3)
+    used(crops // 2 or 3)  # the other end of the first line
 
     def guess(low: int) -> int:
         """Where the HBM is full, on the line through the smallest that is known and `low`."""

@@ -52,6 +52,7 @@ def score_generation(pretrained: Pretrained, records: Sequence[Record]) -> dict:
             [min(first + k, len(waveforms) - 1) for k in range(ROWS)]
             for first in range(0, len(waveforms), ROWS)
         ]
+        # Not `with`, which would wait for all batches when interrupted.
         items, pool = [], concurrent.futures.ThreadPoolExecutor(AT_A_TIME)
         try:
             made = pool.map(partial(generate, generator, task, waveforms, others), batches)
@@ -70,10 +71,15 @@ def generate(
     others: Sequence[int],
     rows: Sequence[int],
 ) -> tuple[list[slice], dict[str, np.ndarray]]:
-    """What is generated of some of the utterances, in samples, and what each system makes of it.
+    """A batch of utterances through every system.
+
+    Args:
+      task: "resynthesis" or "infilling".
+      others: of each utterance, the index of the one whose condition the floor takes.
+      rows: indices of the batch's utterances; also the keys of their noise.
 
     Returns:
-      A part of each utterance; system -> waveforms [rows, samples].
+      The samples of each that are generated; system -> waveforms [rows, samples].
     """
     options = generator.pretrained.config.evaluation
     batch = generator.batch([waveforms[row] for row in rows], rows)
