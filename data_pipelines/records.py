@@ -22,8 +22,8 @@ from typing import NamedTuple
 import msgpack
 import numpy as np
 import soundfile
+from miniaudio import ffi, lib
 
-from data_pipelines import interrupts
 from data_pipelines.errors import Damaged
 
 FORMAT = 1
@@ -34,6 +34,8 @@ SILENCE = "sil"
 SEGMENT_SECONDS = 3.84
 # A record of up to five segments stays whole: a crop reads no more so, and opens one decoder.
 WHOLE_SEGMENTS = 5
+# The least of FLAC's levels: decoded in 0.8 of the default's time for 2 % more bytes.
+COMPRESSION = 0.0
 
 _MAGIC = b"UWR"
 _HEADER = struct.Struct("<3sBI")
@@ -55,7 +57,14 @@ def encode_flac(waveform: np.ndarray, sample_rate: int) -> bytes:
     The scale is 32,768, so that audio which was 16-bit before comes back bit for bit.
     """
     buffer = io.BytesIO()
-    soundfile.write(buffer, to_pcm(waveform), sample_rate, format="FLAC", subtype="PCM_16")
+    soundfile.write(
+        buffer,
+        to_pcm(waveform),
+        sample_rate,
+        format="FLAC",
+        subtype="PCM_16",
+        compression_level=COMPRESSION,
+    )
     return buffer.getvalue()
 
 
@@ -84,14 +93,23 @@ def decode_flac(flac: bytes, samples: int, first: int, out: np.ndarray, place: s
     Raises:
       Damaged: ``flac`` can't be decoded or has another length.
     """
+    decoder = lib.ma_dr_flac_open_memory(flac, len(flac), ffi.NULL)
+    if decoder == ffi.NULL:
+        raise Damaged(f"the audio of {place} can't be decoded: it is no FLAC")
     try:
-        with interrupts.deferred(), _Flac(io.BytesIO(flac)) as file:
-            if first:
-                file.seek(first)
-            # The header may announce more than there is.
-            complete = file.frames == samples and len(file.read(out=out)) == len(out)
-    except soundfile.LibsndfileError as error:
-        raise Damaged(f"the audio of {place} can't be decoded: {error}") from error
+        if decoder.channels != 1:
+            raise Damaged(f"the audio of {place} has {decoder.channels} channels instead of one")
+        # The header may announce more than there is.
+        complete = (
+            decoder.totalPCMFrameCount == samples
+            and (not first or lib.ma_dr_flac_seek_to_pcm_frame(decoder, first))
+            and lib.ma_dr_flac_read_pcm_frames_f32(
+                decoder, len(out), ffi.from_buffer("float[]", out, require_writable=True)
+            )
+            == len(out)
+        )
+    finally:
+        lib.ma_dr_flac_close(decoder)
     if not complete:
         raise Damaged(f"the audio of {place} is not {samples} samples long: write the shards again")
 
@@ -160,14 +178,6 @@ def pack(body: dict) -> bytes:
     """One entry with its format number and CRC-32; ``unpack`` gives ``body`` back."""
     packed = msgpack.packb(body, use_bin_type=True)
     return _HEADER.pack(_MAGIC, FORMAT, zlib.crc32(packed)) + packed
-
-
-class _Flac(soundfile.SoundFile):
-    """A sound file that is read once: telling `read` that it can't seek spares it a second search
-    of the stream, to the place where it already is."""
-
-    def seekable(self) -> bool:
-        return False
 
 
 class Phones(NamedTuple):

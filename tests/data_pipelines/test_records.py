@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.errors import UserError
-from data_pipelines.records import Phones, Record, decode, encode, encode_segments, id_hash
+from data_pipelines.errors import Damaged, UserError
+from data_pipelines.records import (
+    Phones,
+    Record,
+    decode,
+    decode_flac,
+    encode,
+    encode_flac,
+    encode_segments,
+    id_hash,
+)
 
 
 def make_record(waveform, **fields):
@@ -53,6 +62,43 @@ def test_16_bit_audio_is_lossless_and_soundfile_agrees():
     np.testing.assert_array_equal(read, pcm)
     np.testing.assert_array_equal(record.waveform(), pcm.astype(np.float32) / 32768)
     assert record.waveform().dtype == np.float32
+
+
+@pytest.mark.parametrize("kind", ["noise", "tone", "silence"])
+def test_any_part_is_what_libsndfile_decodes(kind):
+    rng = np.random.default_rng(2)
+    count = 50_000
+    tone = 0.5 * np.sin(0.05 * np.arange(count))
+    waveform = {"noise": noise(count), "tone": tone, "silence": np.zeros(count)}[kind]
+    flac = encode_flac(waveform.astype(np.float32), 16000)
+    whole, _ = soundfile.read(io.BytesIO(flac), dtype="float32")
+    ends = [(0, count), (0, 1), (count - 1, count), *np.sort(rng.integers(0, count, (40, 2)))]
+    for first, end in ends:
+        out = np.full(end - first, np.nan, np.float32)
+        decode_flac(flac, count, int(first), out, "here")
+        np.testing.assert_array_equal(out, whole[first:end])
+
+
+def test_audio_that_is_damaged_inside_is_noticed():
+    """By FLAC's own checksums, also without the record's."""
+    rng = np.random.default_rng(3)
+    flac, out = encode_flac(noise(20_000), 16000), np.empty(20_000, np.float32)
+    frames = flac.index(b"\xff\xf8")  # what stands before are headers
+    for place in rng.integers(frames, len(flac), 200):
+        flipped = bytearray(flac)
+        flipped[place] ^= 0x10
+        for damaged in (bytes(flipped), flac[:place]):
+            with pytest.raises(Damaged, match="audio of here"):
+                decode_flac(damaged, 20_000, 0, out, "here")
+
+
+@pytest.mark.parametrize("channels, sentence", [(2, "has 2 channels"), (0, "can't be decoded")])
+def test_audio_of_another_kind_is_refused(channels, sentence):
+    other = io.BytesIO(b"RIFF")
+    if channels:
+        soundfile.write(other, np.zeros((1000, channels), np.int16), 16000, format="FLAC")
+    with pytest.raises(Damaged, match=sentence):
+        decode_flac(other.getvalue(), 1000, 0, np.empty(1000, np.float32), "here")
 
 
 def test_loud_audio_is_clipped_not_wrapped():
