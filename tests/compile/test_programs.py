@@ -25,6 +25,8 @@ pytestmark = pytest.mark.skipif(
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "programs"
 # Of tiny, what is compiled in a moment.
 LITTLE = ("encoder.depth=1", "teacher.targets=1", "objective.decoder_weight=0")
+# The same, so wide that 300 crops fill four devices: programs of thousands take many minutes each.
+WIDE = (*LITTLE, "encoder.width=4096", "encoder.heads=32", "data.crop_frames=768")
 CASES = {
     "tiny": ("tiny", "v5e:2x2", ["parallel.fsdp=2", "parallel.tensor=2"]),
     "slices": ("tiny", "v5e:2x2", ["parallel.fsdp=4", *LITTLE], "--slices", "2"),
@@ -155,14 +157,15 @@ def test_micro_batches_are_averaged_over_the_devices_once_a_step(name, uncached)
 
 @pytest.mark.long
 def test_a_batch_that_cannot_fit_names_the_hbm_and_the_largest_that_does(tmp_path, uncached):
-    fields = ["training.batch_size=65536", *LITTLE]
+    fields = ["training.batch_size=4096", *WIDE]
     result, found = compile_for(tmp_path, "tiny", "v5e:2x2", fields, status=1)
     assert found["fits"] is False and found["used_bytes"] > found["hbm_bytes"]
+    assert found["used_bytes"] == pytest.approx(found["argument_bytes"] + found["temp_bytes"])
     assert "of the 15.75 GiB of HBM; the largest batch that fits is" in result.stderr
     largest = int(result.stderr.split("batch_size=")[1].split()[0])
     assert largest % 4 == 0
     for batch_size, fits in ((largest, True), (largest + 4, False)):
-        config = load_config("configs/tiny.py", [f"training.batch_size={batch_size}", *LITTLE])
+        config = load_config("configs/tiny.py", [f"training.batch_size={batch_size}", *WIDE])
         found = search.report_of(config, chips.parse("v5e:2x2"), report.read_prices())
         assert found["fits"] is fits, batch_size
 

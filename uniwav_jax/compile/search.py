@@ -35,6 +35,7 @@ def report_of(config, topology: Topology | None, prices: dict) -> dict:
         needed = error.needed_bytes or found["used_bytes"]
         return found | {
             "used_bytes": needed,
+            "temp_bytes": needed - found["argument_bytes"],
             "hbm_share": needed / found["hbm_bytes"],
             "fits": False,
         }

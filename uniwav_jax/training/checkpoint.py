@@ -30,6 +30,10 @@ FORMAT = 1
 # Reading and digesting all of a large checkpoint, which grows with it.
 DIGEST_SECONDS = 3_600
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# To compress float32 weights saves 8 % of the bytes, and takes twice as long as all the rest.
+_UNCOMPRESSED = ocp.options.ArrayOptions(
+    saving=ocp.options.ArrayOptions.Saving(use_compression=False)
+)
 
 # Orbax logs with a traceback what it raises as well; here the exception is enough.
 absl.logging.set_verbosity(absl.logging.FATAL)
@@ -77,6 +81,7 @@ class Checkpoints:
         preservation = ocp.training.preservation_policies
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
+            context=ocp.Context(array_options=_UNCOMPRESSED),
             # `due` decides; Orbax is only asked with force.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=preservation.AnyPreservationPolicy(
