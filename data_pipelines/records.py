@@ -93,6 +93,7 @@ def decode_flac(flac: bytes, samples: int, first: int, out: np.ndarray, place: s
     Raises:
       Damaged: ``flac`` can't be decoded or has another length.
     """
+    # dr_flac itself: the Python functions around it decode all there is, into arrays of their own.
     decoder = lib.ma_dr_flac_open_memory(flac, len(flac), ffi.NULL)
     if decoder == ffi.NULL:
         raise Damaged(f"the audio of {place} can't be decoded: it is no FLAC")
