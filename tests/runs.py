@@ -75,7 +75,8 @@ def environment() -> dict:
 def run(*arguments, status: int | None = 0, **options) -> subprocess.CompletedProcess:
     """`python -m ARGUMENTS` on one CPU device; checks the exit status unless it is None.
 
-    `options` of subprocess.run and a changed environment get an interpreter of their own.
+    `options` of subprocess.run and a changed environment get an interpreter of their own. Commands
+    that trace programs share one, but for `compile`, which changes how JAX is set.
     """
     words = [str(argument) for argument in arguments]
     if options or environment() != warm_commands().environment:
@@ -83,7 +84,8 @@ def run(*arguments, status: int | None = 0, **options) -> subprocess.CompletedPr
         options = {"cwd": ROOT, "env": environment(), "text": True} | options
         result = subprocess.run(command, capture_output=True, **options)
     else:
-        result = warm_commands().run(words)
+        shared = words[0] == "uniwav_jax" and words[1] != "compile"
+        result = warm_commands().run(words, shared)
     assert status is None or result.returncode == status, result.stderr[-3000:]
     return result
 

@@ -49,7 +49,8 @@ class Program:
 
 
 def build(config, devices=None) -> Program:
-    """Compiles nothing yet.
+    """Compiles nothing yet. For the same config and devices it is the same program, so that a
+    second run in one process finds it traced and compiled.
 
     Args:
       config: resolved.
@@ -58,6 +59,14 @@ def build(config, devices=None) -> Program:
     Raises:
       UserError: a mesh that does not fit the devices, or a batch that does not fit the mesh.
     """
+    devices = tuple(jax.devices() if devices is None else devices)
+    return _build(configs.to_json(config), devices, jax.config.jax_enable_x64)
+
+
+@functools.lru_cache(maxsize=4)
+def _build(config: str, devices: tuple, x64: bool) -> Program:
+    del x64  # what is traced depends on it
+    config = configs.from_json(config)
     mesh = meshes.make_mesh(config.parallel, devices)
     check_batch(config.training.batch_size, config.training.accumulation, mesh.shape)
     recipe = recipes.build(config, mesh)

@@ -22,10 +22,7 @@ def make_validate(config, recipe: Recipe, mesh, mixture: Mixture) -> Callable[..
     batch_size = config.training.batch_size
     fingerprint = data.validation_fingerprint(config, mixture)
 
-    @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
-    def validate_step(params, constants, slots, batch):
-        replaced = (batch["replaced"] > 0).sum()
-        return recipe.validate(params, constants, slots, batch), replaced
+    validate_step = _validate_step(recipe, mesh)
 
     def validate(params, constants, slots) -> dict:
         began, total = time.monotonic(), None
@@ -42,3 +39,16 @@ def make_validate(config, recipe: Recipe, mesh, mixture: Mixture) -> Callable[..
         return recipe.summarize(total) | {"fingerprint": name, "seconds": seconds}
 
     return validate
+
+
+@functools.lru_cache(maxsize=4)
+def _validate_step(recipe: Recipe, mesh):
+    """Jitted (params, constants, slots, batch) -> (Outputs, replaced rows); one for each recipe, as
+    `program.build` gives the same recipe for the same config."""
+
+    @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
+    def validate_step(params, constants, slots, batch):
+        replaced = (batch["replaced"] > 0).sum()
+        return recipe.validate(params, constants, slots, batch), replaced
+
+    return validate_step
