@@ -22,6 +22,8 @@ if "UNIWAV_TEST_PROGRAMS" not in os.environ:
     os.environ["UNIWAV_TEST_PROGRAMS"] = tempfile.mkdtemp(prefix="programs-")
     atexit.register(shutil.rmtree, os.environ["UNIWAV_TEST_PROGRAMS"], ignore_errors=True)
 CACHE = pathlib.Path(os.environ["UNIWAV_TEST_PROGRAMS"])
+# No test asks Hugging Face's hub; their packages read this when they are imported.
+os.environ |= {"HF_HOME": str(CACHE / "huggingface"), "HF_HUB_OFFLINE": "1"}
 # Small programs run a few steps: what matters is how fast they are compiled, here in about half of
 # the time.
 os.environ.setdefault(
@@ -79,7 +81,7 @@ def run(*arguments, status: int | None = 0, **options) -> subprocess.CompletedPr
     that trace programs share one, but for `compile`, which changes how JAX is set.
     """
     words = [str(argument) for argument in arguments]
-    if options or environment() != warm_commands().environment:
+    if options or environment() != AT_FIRST:
         command = [sys.executable, "-m", *words]
         options = {"cwd": ROOT, "env": environment(), "text": True} | options
         result = subprocess.run(command, capture_output=True, **options)
@@ -90,10 +92,14 @@ def run(*arguments, status: int | None = 0, **options) -> subprocess.CompletedPr
     return result
 
 
+# Before any test, and any library that sets variables for itself.
+AT_FIRST = environment()
+
+
 @functools.cache
 def warm_commands() -> warm.Commands:
-    """Runs commands in the environment of the first call."""
-    return warm.Commands(ROOT, environment())
+    """Runs commands in the environment that the tests began with."""
+    return warm.Commands(ROOT, AT_FIRST)
 
 
 def arrays(checkpoints, step: int, config) -> dict:

@@ -30,7 +30,6 @@ class Commands:
 
     def __init__(self, folder: str | os.PathLike, environment: dict[str, str]):
         """Starts the process to fork from in `folder`; it ends with this one."""
-        self.environment = environment
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.warm"],
             cwd=folder,

@@ -1,6 +1,5 @@
 """The layouts of ``layouts``, made once."""
 
-import os
 import pathlib
 import shutil
 
@@ -12,9 +11,6 @@ from tests.data_pipelines import layouts
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
     """Makes a layout once; not to be changed."""
-    # Read when the package datasets is imported.
-    os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("hf"))
-    os.environ["HF_HUB_OFFLINE"] = "1"
     found = {}
 
     def make(layout):
