@@ -25,15 +25,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol():
-    """What a test sets in the environment, or a library that it imports, ends with it."""
-    before = dict(os.environ)
-    result = yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    for name, value in before.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value
-    return result
+    """Each test finds the environment that the first one found, whatever tests and libraries that
+    they import set."""
+    runs.restore_environment()
+    return (yield)
 
 
 # Programs that a shell starts in the background ignore Ctrl-C, and so would those that tests start.

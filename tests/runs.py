@@ -92,14 +92,24 @@ def run(*arguments, status: int | None = 0, **options) -> subprocess.CompletedPr
     return result
 
 
-# Before any test, and any library that sets variables for itself.
-AT_FIRST = environment()
-
-
 @functools.cache
 def warm_commands() -> warm.Commands:
     """Runs commands in the environment that the tests began with."""
     return warm.Commands(ROOT, AT_FIRST)
+
+
+def restore_environment() -> None:
+    """Gives this process the environment that the tests began with."""
+    for name in os.environ.keys() - _BEFORE.keys():
+        del os.environ[name]
+    for name, value in _BEFORE.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+
+
+# Before any test, and any library that sets variables for itself.
+_BEFORE = dict(os.environ)
+AT_FIRST = environment()
 
 
 def arrays(checkpoints, step: int, config) -> dict:
