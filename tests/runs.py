@@ -78,7 +78,8 @@ def run(*arguments, status: int | None = 0, **options) -> subprocess.CompletedPr
     """`python -m ARGUMENTS` on one CPU device; checks the exit status unless it is None.
 
     `options` of subprocess.run and a changed environment get an interpreter of their own. Commands
-    that trace programs share one, but for `compile`, which changes how JAX is set.
+    that trace programs share one, but for `compile`, which changes how JAX is set, and for one of
+    several processes, which are joined before JAX has devices.
     """
     words = [str(argument) for argument in arguments]
     if options or environment() != AT_FIRST:
@@ -86,7 +87,8 @@ def run(*arguments, status: int | None = 0, **options) -> subprocess.CompletedPr
         options = {"cwd": ROOT, "env": environment(), "text": True} | options
         result = subprocess.run(command, capture_output=True, **options)
     else:
-        shared = words[0] == "uniwav_jax" and words[1] != "compile"
+        alone = words[1] == "compile" or "--processes" in words
+        shared = words[0] == "uniwav_jax" and not alone
         result = warm_commands().run(words, shared)
     assert status is None or result.returncode == status, result.stderr[-3000:]
     return result
