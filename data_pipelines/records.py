@@ -91,7 +91,7 @@ def decode_flac(flac: bytes, samples: int, first: int, out: np.ndarray, place: s
       place: named in errors.
 
     Raises:
-      Damaged: ``flac`` can't be decoded or has another length.
+      Damaged: ``flac`` can't be decoded, has another length or more than one channel.
     """
     # dr_flac itself: the Python functions around it decode all there is, into arrays of their own.
     decoder = lib.ma_dr_flac_open_memory(flac, len(flac), ffi.NULL)

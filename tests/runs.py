@@ -109,7 +109,7 @@ def restore_environment() -> None:
             os.environ[name] = value
 
 
-# Before any test, and any library that sets variables for itself.
+# Before any test, and before most libraries that set variables for themselves.
 _BEFORE = dict(os.environ)
 AT_FIRST = environment()
 

@@ -138,7 +138,7 @@ def outcome(arguments: list[str], paths: list[str]) -> int:
         become(arguments, paths)
     except SystemExit as error:
         status = error.code or 0
-    except BaseException:
+    except BaseException:  # as an interpreter of its own, which prints it and ends
         traceback.print_exc()
         status = 1
     sys.stdout.flush()
