@@ -10,14 +10,17 @@ def main(arguments: list[str] | None = None) -> int:
     that the user can mend, 130 interrupted)."""
     # Imported here: an interrupt during the imports ends as quietly as a later one.
     try:
-        from data_pipelines.errors import UserError
+        from data_pipelines.errors import UserError, refused
 
         try:
             from data_pipelines import commands
 
             return commands.run(arguments)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except BrokenPipeError:
+            raise
+        except (UserError, OSError) as error:
+            said = refused(error) if isinstance(error, OSError) else error
+            print(f"error: {said}", file=sys.stderr)
             return 2
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)

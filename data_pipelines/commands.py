@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         "write",
         help="write a corpus as shards",
         description="Writes a corpus as shards. An interrupted write goes on when the same command "
-        "is run again; a finished one is not redone.",
+        "is run again; of a finished one only files that were removed are written again.",
     )
     shards = write.add_subparsers(required=True, metavar="CORPUS")
     _add_corpora(functools.partial(_add_write, shards))
@@ -282,7 +282,7 @@ def _add_common(sub: argparse.ArgumentParser, source: str | None) -> None:
 
 def _write(options: argparse.Namespace) -> int:
     with interrupts.deferred():
-        from data_pipelines import shards
+        from data_pipelines import index, shards
 
     run = None
     if options.runner:
@@ -298,7 +298,13 @@ def _write(options: argparse.Namespace) -> int:
         progress=sys.stderr.isatty(),
         run=run,
     )
-    print(f"{'written' if written else 'already written'}: {paths.of(options.out)}")
+    out = paths.of(options.out)
+    print(f"{'written' if written else 'already written'}: {out}")
+    with paths.reached(out):
+        rejects = index.read_summary(out)["rejects"]
+    if rejects:
+        counts = ", ".join(f"{len(found):,} {reason}" for reason, found in rejects.items())
+        print(f"left out: {counts}; `python -m data_pipelines inspect {out}` names them")
     return 0
 
 

@@ -6,6 +6,10 @@ from __future__ import annotations
 REJECT_REASONS = ("undecodable", "non-finite", "short", "silent")
 
 
+# What helps against a damaged file of a shard folder: a write makes again what is missing.
+REPAIR = "restore the file from a copy, or remove it and run the same write command again"
+
+
 class UserError(Exception):
     """A fault that the user can mend: one sentence saying what, where, and what to do.
 
@@ -14,6 +18,19 @@ class UserError(Exception):
     """
 
     status = 2
+
+
+def refused(error: OSError) -> UserError:
+    """The sentence for a file or folder that the system refuses.
+
+    Raises:
+      OSError: it is none about a file, so that the code is at fault.
+    """
+    if error.filename is None:
+        raise error
+    return UserError(
+        f"{error.filename}: {error.strerror}; look after the path, its permissions and the disk"
+    )
 
 
 class Damaged(UserError):

@@ -18,7 +18,7 @@ SPEAKER = "speaker:"
 def read_exclusions(path: str | os.PathLike) -> Exclusions:
     """Reads a text file with one record id a line, or ``speaker:NAME`` for all of a speaker's.
 
-    Empty lines and lines that begin with # are passed over.
+    Empty lines are passed over, and comments: a # with a space or nothing behind it.
 
     Raises:
       UserError: no such file, not UTF-8, nothing in it, or a speaker without a name.
@@ -30,7 +30,8 @@ def read_exclusions(path: str | os.PathLike) -> Exclusions:
             f"the list of exclusions {path} can't be read ({error}): name a text file in UTF-8"
         ) from error
     lines = [line.strip() for line in text.splitlines()]
-    names = {line for line in lines if line and not line.startswith("#")}
+    # An id may begin with #: to take it for a comment would let the recording be trained on.
+    names = {line for line in lines if line and not f"{line} ".startswith("# ")}
     if SPEAKER in names:
         raise UserError(
             f"{path}, line {lines.index(SPEAKER) + 1} names no speaker, which would leave "

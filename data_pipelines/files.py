@@ -131,6 +131,5 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(paths.read_bytes(path).decode("utf-8"))
     except ValueError as error:
         raise UserError(
-            f"{path} is damaged ({error}): restore it from a copy, or write the shards again into "
-            "another folder"
+            f"{path} is damaged ({error}): restore it from a copy, or make it anew"
         ) from error

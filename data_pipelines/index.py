@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from data_pipelines import paths
-from data_pipelines.errors import UserError
+from data_pipelines.errors import REPAIR, UserError
 from data_pipelines.files import atomic_write, file_digest, read_json, write_json
 from data_pipelines.records import SPLITS
 
@@ -83,8 +83,7 @@ def read_summary(directory: str | os.PathLike, formats: Sequence[int] = (FORMAT,
         )
     if summary.get("digest") != summary_digest(summary):
         raise UserError(
-            f"{directory / INDEX} is damaged or was edited (its digest does not match): restore it "
-            "from a copy or write the shards again"
+            f"{directory / INDEX} is damaged or was edited (its digest does not match): {REPAIR}"
         )
     return summary
 
@@ -105,7 +104,8 @@ def read_index(directory: str | os.PathLike) -> Index:
     if table.num_rows != summary["records"]:
         raise UserError(
             f"{directory / COLUMNS} has {table.num_rows} rows and {INDEX} announces "
-            f"{summary['records']} records: restore both from one copy or write the shards again"
+            f"{summary['records']} records: restore both from one copy, or remove both and run the "
+            "same write command again"
         )
     speaker, speakers = _codes(table["speaker"])
     domain, domains = _codes(table["domain"])
@@ -190,8 +190,7 @@ def read_columns(directory: pathlib.Path, names: list[str]) -> pa.Table:
 
 def _unreadable(directory: pathlib.Path, why: str) -> UserError:
     return UserError(
-        f"{directory / COLUMNS} can't be read ({' '.join(why.split())}): restore it from a copy or "
-        "write the shards again"
+        f"{directory / COLUMNS} can't be read ({' '.join(why.split())}): {REPAIR}"
     )
 
 

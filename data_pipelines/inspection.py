@@ -9,6 +9,7 @@ import textwrap
 import numpy as np
 
 from data_pipelines import interrupts, paths
+from data_pipelines.errors import UserError
 from data_pipelines.index import Index, read_index
 from data_pipelines.records import SPLITS
 
@@ -25,9 +26,11 @@ def describe(directory: str | os.PathLike, crop_seconds: float, hop_seconds: flo
       hop_seconds: grid of the crops' starts.
 
     Raises:
-      UserError: not a finished shard folder.
+      UserError: not a finished shard folder, or no length for a crop.
     """
     index = read_index(directory)
+    if not 1 <= crop_seconds * index.sample_rate < np.inf:
+        raise UserError(f"--crop-seconds {crop_seconds:g}: a crop has at least one sample")
     seconds = index.samples / index.sample_rate
     long = index.segments > 1
     known = [name for name in index.speakers if name]

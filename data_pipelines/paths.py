@@ -136,6 +136,43 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 
 
 @contextlib.contextmanager
+def source_file(path: str) -> Iterator[BinaryIO]:
+    """Opens a file of a corpus, here or in a store.
+
+    Raises:
+      Rejected: ``undecodable``: there is no such file.
+      UserError: the system refuses it or the store fails, now or in a read. That passes, and what
+        is once rejected stays so.
+    """
+    if is_url(path):
+        with opened_audio(path) as file:
+            yield file
+        return
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except OSError as error:
+        raise refusal(path, error) from error
+
+
+def refusal(path: str, error: OSError) -> UserError | Rejected:
+    """What to raise for a file that can't be read: Rejected if it is not there, or no file."""
+    nothing = isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
+    if nothing and not is_away(path):
+        return Rejected("undecodable", f"{path} can't be opened: {error.strerror}")
+    return UserError(
+        f"{path} can't be read ({error.strerror or error}): look after the disk, the mount or the "
+        "permissions, and run the same command again"
+    )
+
+
+def is_away(path: str) -> bool:
+    """Whether a missing file lacks its folder too, or all that was in it, as at a mount point."""
+    folder = os.path.dirname(path) or "."
+    return not os.path.isdir(folder) or not os.listdir(folder)
+
+
+@contextlib.contextmanager
 def opened_audio(url: str) -> Iterator[BinaryIO]:
     """Opens a URL for libsndfile, inside whose callbacks an error would be printed and lost.
 

@@ -19,7 +19,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from data_pipelines import paths
-from data_pipelines.errors import Damaged, UserError
+from data_pipelines.errors import REPAIR, Damaged, UserError
 from data_pipelines.index import Index, read_index
 from data_pipelines.records import Record, decode, decode_flac, segment_edges, unpack
 
@@ -184,11 +184,10 @@ class RecordReader:
             if refused:
                 with self._lock:  # the next attempt opens the file anew, as after a mount
                     self._readers.pop(shard, None)
-            missing = refused and refused[1] == _NO_FILE and not _is_away(self._paths[shard])
+            missing = refused and refused[1] == _NO_FILE and not paths.is_away(self._paths[shard])
             if missing or not refused:
                 raise Damaged(
-                    f"{self.place(i)} can't be read ({_short(fault)}): write the shards again or "
-                    "restore them from a copy"
+                    f"{self.place(i)} can't be read ({_short(fault)}): {REPAIR}"
                 ) from fault
             # Nothing is wrong with the record: to replace it would depend on what else is open, or
             # on the storage of the hour, and a restart would train on something else.
@@ -250,12 +249,6 @@ class RecordReader:
             if len(self._readers) > self._most:
                 self._readers.popitem(last=False)
         return reader
-
-
-def _is_away(path: str) -> bool:
-    """Whether a missing file lacks its folder too, or all that was in it, as at a mount point."""
-    folder = os.path.dirname(path)
-    return not os.path.isdir(folder) or not os.listdir(folder)
 
 
 def _short(error: Exception) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 import soundfile
 from miniaudio import ffi, lib
 
-from data_pipelines.errors import Damaged
+from data_pipelines.errors import REPAIR, Damaged
 
 FORMAT = 1
 SPLITS = ("train", "validation", "test")
@@ -112,7 +112,7 @@ def decode_flac(flac: bytes, samples: int, first: int, out: np.ndarray, place: s
     finally:
         lib.ma_dr_flac_close(decoder)
     if not complete:
-        raise Damaged(f"the audio of {place} is not {samples} samples long: write the shards again")
+        raise Damaged(f"the audio of {place} is not {samples} samples long: {REPAIR}")
 
 
 def segment_edges(samples: int, segments: int, sample_rate: int) -> list[int]:
@@ -169,8 +169,7 @@ def unpack(data: bytes, place: str) -> dict:
     packed = memoryview(data)[_HEADER.size :]
     if zlib.crc32(packed) != checksum:
         raise Damaged(
-            f"{place} is damaged (its CRC-32 does not match): write the shards again or restore "
-            "them from a copy"
+            f"{place} is damaged (its CRC-32 does not match): {REPAIR}"
         )
     return msgpack.unpackb(packed, raw=False)
 

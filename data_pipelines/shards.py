@@ -3,13 +3,15 @@
 The utterances are sorted by the hash of their id and cut into contiguous shards, so that the
 bytes don't depend on listing order or worker count. A worker writes one shard to a temporary file,
 renames it, then writes ``<shard>.json`` beside it: its columns, checksum and rejects. A shard whose
-sidecar exists is finished. ``index.json`` comes last and makes the folder readable.
+sidecar exists is finished. ``index.json`` comes last and makes the folder readable. A file that is
+removed later is written again by the same request.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -30,6 +32,7 @@ from data_pipelines.jobs import Job, read_sidecar, write_shard
 from data_pipelines.records import id_hash
 
 REQUEST = "request.json"
+HIGHEST_RATE = 655_350  # of FLAC, in Hz
 _TEXTS = ("id", "speaker", "text", "language", "label", "domain", "licence")
 
 
@@ -63,6 +66,8 @@ def write(
     """
     if min(sample_rate, worker_count, records_per_shard) < 1:
         raise UserError("sample rate, workers and records per shard must be at least 1")
+    if sample_rate > HIGHEST_RATE:
+        raise UserError(f"the sample rate {sample_rate} is above {HIGHEST_RATE}, FLAC's highest")
     out = paths.of(out)
     utterances = prepare(corpus)
     request = _request(corpus, utterances, sample_rate, records_per_shard)
@@ -97,7 +102,8 @@ def prepare(corpus: Corpus) -> list[Utterance]:
     """
     if not corpus.utterances:
         raise UserError(f"the corpus {corpus.name} holds no utterances: check its source folder")
-    _require_text(corpus.name, "corpus name")
+    for name in ("name", "licence", "attribution"):
+        _require_text(getattr(corpus, name), f"corpus's {name}")
     for utterance in corpus.utterances:
         for name in _TEXTS:
             _require_text(getattr(utterance, name), name)
@@ -196,7 +202,8 @@ def _claim(out: pathlib.Path) -> None:
 @contextmanager
 def _locked(out: pathlib.Path) -> Iterator[None]:
     """Holds the folder for this process; the system lets go of it however the process ends.
-    Stores know no such lock: ``_begin`` says why two writers do no harm there."""
+    Stores know no such lock, nor do some file systems: ``_begin`` says why two writers do no
+    harm there."""
     if paths.is_url(out):
         yield
         return
@@ -208,6 +215,9 @@ def _locked(out: pathlib.Path) -> Iterator[None]:
             raise UserError(
                 f"another process is writing into {out}: wait for it to end, or name another folder"
             ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
         yield
     finally:
         os.close(descriptor)
@@ -232,7 +242,7 @@ def _begin(out: pathlib.Path, request: dict) -> None:
 
 
 def _finished(out: pathlib.Path, request: dict) -> bool:
-    """True if this very request is already complete in ``out``."""
+    """True if this very request is already complete in ``out``, which loses its index if not."""
     if not (out / REQUEST).exists():
         return False
     before = read_json(out / REQUEST)
@@ -242,7 +252,25 @@ def _finished(out: pathlib.Path, request: dict) -> bool:
             f"{out} holds shards of another request (different: {', '.join(different)}): name "
             "another folder or remove this one"
         )
-    return (out / index_lib.INDEX).exists()
+    if not (out / index_lib.INDEX).exists():
+        return False
+    if _whole(out):
+        return True
+    # What was damaged and removed is written again; the rest is kept.
+    (out / index_lib.INDEX).unlink()
+    return False
+
+
+def _whole(out: pathlib.Path) -> bool:
+    """Whether every file that the index names is there, the shards with their sizes."""
+
+    def there(shard: dict) -> bool:
+        path = out / shard["file"]
+        return path.exists() and path.stat().st_size == shard["bytes"]
+
+    summary = index_lib.read_summary(out)
+    with concurrent.futures.ThreadPoolExecutor(paths.THREADS) as threads:
+        return (out / index_lib.COLUMNS).exists() and all(threads.map(there, summary["shards"]))
 
 
 def _jobs(

@@ -31,8 +31,11 @@ def faults(directory: str | os.PathLike, worker_count: int = 1) -> Iterator[str]
       worker_count: threads (decoding and hashing run outside Python's lock).
 
     Raises:
-      UserError: the storage goes on refusing a read, or no more files may be opened.
+      UserError: fewer than one worker; the storage goes on refusing a read, or no more files may
+        be opened.
     """
+    if worker_count < 1:
+        raise UserError(f"--workers {worker_count}: at least 1 is needed")
     try:
         index = read_index(directory)
         columns = {name: index.column(name) for name in (*_COMPARED, "phones", "digest")}

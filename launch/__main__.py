@@ -24,7 +24,7 @@ import sys
 import tempfile
 from types import ModuleType
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, refused
 from data_pipelines.files import atomic_write
 from launch import check as checks
 from launch import job as jobs
@@ -52,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status
+    except OSError as error:
+        print(f"error: {refused(error)}", file=sys.stderr)
+        return UserError.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -6,6 +6,7 @@ import os
 import sys
 
 from data_pipelines import interrupts
+from data_pipelines.errors import refused
 from uniwav_jax.errors import Preempted, ProcessLost, UserError
 
 # Name -> one line. The module uniwav_jax/commands/NAME.py is imported when it is called.
@@ -71,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         return error.status
     except UserError as error:
         return failed(error, error.status)
+    except OSError as error:
+        return failed(refused(error), UserError.status)
     except KeyboardInterrupt as error:
         print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
         return 130

@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from data_pipelines import paths
-from data_pipelines.corpora import flac
+from data_pipelines.corpora import flac, riff
 from data_pipelines.errors import Rejected
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -35,13 +35,30 @@ def read_audio(source: str | BinaryIO, start: float | None = None, end: float | 
       (float32[n, channels], sample rate in Hz).
 
     Raises:
-      Rejected: ``undecodable``: not audio, it breaks off before the end that it announces, its
-        header is damaged, or the part lies outside it.
+      Rejected: ``undecodable``: not audio, it breaks off before the end that it announces (ogg
+        announces none), its header is damaged, or the part lies outside it.
+      UserError: as ``paths.source_file``.
     """
-    if isinstance(source, str) and paths.is_url(source):
-        with paths.opened_audio(source) as file:
+    if not isinstance(source, str):
+        _check_header(source)
+        return _decoded(source, start, end)
+    with paths.source_file(source) as file:
+        if paths.is_url(source):
             return read_audio(file, start, end)
-    _check_header(source)
+        _check_header(file)
+        try:
+            return _decoded(source, start, end)
+        except Rejected:
+            # libsndfile does not say whether the audio is at fault or the disk: this does.
+            file.seek(0)
+            while file.read(_BLOCK):
+                pass
+            raise
+
+
+def _decoded(
+    source: str | BinaryIO, start: float | None, end: float | None
+) -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(source) as file:
             rate = file.samplerate
@@ -74,17 +91,15 @@ def read_audio(source: str | BinaryIO, start: float | None = None, end: float | 
     return np.concatenate(blocks), rate
 
 
-def _check_header(source: str | BinaryIO) -> None:
-    """Raises Rejected for a FLAC whose header contradicts its audio."""
-    if isinstance(source, str):
-        try:
-            with open(source, "rb") as file:
-                found = flac.formats(file)
-        except OSError as error:
-            raise Rejected("undecodable", f"{source} can't be opened: {error.strerror}") from error
-    else:
-        found = flac.formats(source)
-        source.seek(0)
+def _check_header(file: BinaryIO) -> None:
+    """Raises Rejected for a FLAC whose header contradicts its audio, and for a wav that breaks off.
+    Leaves the file at its beginning."""
+    found = flac.formats(file)
+    file.seek(0)
+    missing = riff.missing_bytes(file)
+    file.seek(0)
+    if missing:
+        raise Rejected("undecodable", f"breaks off, {missing} bytes before the end of its audio")
     for announced, held in zip(*found, strict=True) if found else ():
         if held not in (None, announced):
             raise Rejected("undecodable", f"its header says {found[0]} and its audio {found[1]}")

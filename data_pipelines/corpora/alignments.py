@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import pathlib
 import re
 
@@ -31,12 +33,12 @@ def read(path: str, utterance: str) -> list[tuple[float, float, str]]:
       UserError: the file can't be read or understood, or lacks the utterance.
     """
     try:
-        data = paths.read_bytes(path)
-        # Praat writes UTF-16 with a byte order mark when the text asks for it.
-        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        text = data.decode("utf-16" if wide else "utf-8-sig")
-        parse = _textgrid if path.lower().endswith(".textgrid") else _ctm
-        phones = parse(text, utterance)
+        if path.lower().endswith(".textgrid"):
+            phones = _textgrid(_text(path))
+        else:
+            with paths.reached(path):
+                status = paths.of(path).stat()
+            phones = _ctm(_ctm_lines(path, (status.st_mtime, status.st_size)), utterance)
     except (OSError, ValueError, IndexError) as error:
         raise UserError(
             f"the alignment {path} can't be read ({error}): it must be a TextGrid with a tier "
@@ -50,7 +52,14 @@ def symbol(spelt: str) -> str:
     return SILENCE if spelt.strip() in _SILENCES else spelt.strip()
 
 
-def _textgrid(text: str, utterance: str) -> list[tuple[float, float, str]]:
+def _text(path: str) -> str:
+    data = paths.read_bytes(path)
+    # Praat writes UTF-16 with a byte order mark when the text asks for it.
+    wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return data.decode("utf-16" if wide else "utf-8-sig")
+
+
+def _textgrid(text: str) -> list[tuple[float, float, str]]:
     """Long and short form hold the same values in the same order; only the words around differ."""
     tokens = iter(
         [
@@ -85,15 +94,28 @@ def _textgrid(text: str, utterance: str) -> list[tuple[float, float, str]]:
     return named[0]
 
 
-def _ctm(text: str, utterance: str) -> list[tuple[float, float, str]]:
+# A CTM may be a whole corpus's, and a worker asks for one utterance of it after the other.
+@functools.lru_cache(maxsize=1)
+def _ctm_lines(path: str, version: tuple[float, int]) -> dict[str, str]:
+    """The lines about each utterance of a CTM, which is read again when its ``version`` (time and
+    size) is another."""
+    found: dict[str, list[str]] = {}
+    for line in io.StringIO(_text(path)):
+        fields = line.split(None, 5)
+        if not fields or fields[0].startswith(";;"):
+            continue
+        if len(fields) < 5:
+            raise ValueError("a line has fewer than 5 columns")
+        found.setdefault(fields[0], []).append(line)
+    if not found:
+        raise ValueError("it is empty")
+    return {name: "".join(lines) for name, lines in found.items()}
+
+
+def _ctm(lines: dict[str, str], utterance: str) -> list[tuple[float, float, str]]:
     """Lines of: utterance, channel, start, duration, symbol, and perhaps a confidence."""
-    lines = [line.split() for line in text.splitlines() if line.strip()[:2] not in ("", ";;")]
-    short = {len(line) for line in lines if len(line) < 5}
-    if short or not lines:
-        raise ValueError("a line has fewer than 5 columns" if short else "it is empty")
-    names = {utterance, pathlib.PurePosixPath(utterance).stem}
-    if len({line[0] for line in lines}) > 1:
-        lines = [line for line in lines if line[0] in names]
-    if not lines:
+    names = lines if len(lines) == 1 else {utterance, pathlib.PurePosixPath(utterance).stem}
+    own = [line.split() for name in names for line in io.StringIO(lines.get(name, ""))]
+    if not own:
         raise ValueError(f"no line is about {utterance}")
-    return [(float(x[2]), float(x[2]) + float(x[3]), x[4]) for x in lines]
+    return [(float(x[2]), float(x[2]) + float(x[3]), x[4]) for x in own]

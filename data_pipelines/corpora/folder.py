@@ -1,7 +1,7 @@
 """Any tree of wav, flac, ogg and mp3 files, with an optional manifest.
 
-An utterance's id is its path within the folder, with "/" and with its suffix. Links to folders are
-not followed, hidden files are left out. With a manifest, only the files that it names are taken.
+An utterance's id is its path within the folder, with "/" and with its suffix. Links are followed,
+hidden files are left out. With a manifest, only the files that it names are taken.
 """
 
 from __future__ import annotations
@@ -89,18 +89,38 @@ def require_folder(source: str) -> pathlib.Path:
 
 
 def audio_files(root: pathlib.Path, suffixes: tuple[str, ...] = AUDIO_SUFFIXES) -> list[str]:
-    """Paths of the audio files under ``root``, relative to it, with "/", sorted."""
+    """Paths of the audio files under ``root``, relative to it, with "/", sorted.
+
+    Raises:
+      UserError: a folder can't be listed, or links go round in a circle.
+    """
     if paths.is_url(root):
         return _stored_files(root, suffixes)
     found = []
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=_unlisted, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            _require_no_circle(os.path.join(folder, name))
         found += [
             pathlib.Path(folder, name).relative_to(root).as_posix()
             for name in files
             if name.lower().endswith(suffixes) and not name.startswith(".")
         ]
     return sorted(found)
+
+
+def _unlisted(error: OSError) -> None:
+    raise UserError(
+        f"{error.filename} can't be listed ({error.strerror}): look after the disk, the mount or "
+        "the permissions, and run the same command again"
+    ) from error
+
+
+def _require_no_circle(folder: str) -> None:
+    if os.path.islink(folder):
+        target, above = os.path.realpath(folder), pathlib.Path(os.path.abspath(folder)).parents
+        if any(os.path.realpath(parent) == target for parent in above):
+            raise UserError(f"{folder} is a link to {target}, which holds it: remove the link")
 
 
 def _stored_files(root: pathlib.Path, suffixes: tuple[str, ...]) -> list[str]:
@@ -121,12 +141,14 @@ def _read_manifest(root: pathlib.Path, manifest: pathlib.Path) -> list[Utterance
         raise UserError(f"there is no manifest {manifest}: {hint}")
     try:
         with manifest.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            # Strict: a quotation mark that is never closed would swallow the lines behind it.
+            reader = csv.DictReader(file, strict=True)
             header = list(reader.fieldnames or ())
             rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"the manifest {manifest} is not CSV in UTF-8 ({error}): save it as such"
+            f"the manifest {manifest} is not CSV in UTF-8 ({error}): save it as such; texts that "
+            'hold a comma or a " stand in "...", with each " in them doubled'
         ) from error
     if "path" not in header:
         raise UserError(
@@ -149,7 +171,12 @@ def _read_manifest(root: pathlib.Path, manifest: pathlib.Path) -> list[Utterance
 
 def _utterance(root: pathlib.Path, manifest: pathlib.Path, line: int, row: dict) -> Utterance:
     place = f"{manifest}, line {line}"
-    fields = {_SPELLINGS.get(key, key): (value or "").strip() for key, value in row.items() if key}
+    if None in row or None in row.values():
+        raise UserError(
+            f"{place} has {'more' if None in row else 'fewer'} columns than the header: put texts "
+            'that hold a comma in "...", and separate empty ones by commas too'
+        )
+    fields = {_SPELLINGS.get(key, key): value.strip() for key, value in row.items()}
     fields = {key: value for key, value in fields.items() if key in COLUMNS}
     path = fields.pop("path")
     if not path:

@@ -17,10 +17,10 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 
-from data_pipelines import interrupts
+from data_pipelines import interrupts, paths
 from data_pipelines.corpora import Audio, Corpus, Utterance, load_recording, manifests, read_audio
 from data_pipelines.errors import Rejected, UserError
-from data_pipelines.files import atomic_write
+from data_pipelines.files import atomic_write, content_digest
 
 _SPLITS = {"train": "train", "test": "test"}
 _SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
@@ -62,7 +62,9 @@ def corpus(
         licence = licence or next(iter(parts.values())).info.license or "unknown"
         for part, rows in parts.items():
             parts[part] = _selected(rows, audio_column, columns, f"{source}, {part}")
-        keep = pathlib.Path(streaming) if streaming else None
+        # Several sets may be kept in one folder.
+        tag = content_digest({"source": source, "config": config, "split": split})[:8]
+        keep = pathlib.Path(streaming, tag) if streaming else None
         splits = _our_splits(parts)
         utterances = manifests.unique(
             source,
@@ -171,9 +173,7 @@ def _encoded(audio: dict | None) -> bytes:
     """A row's audio as it was encoded, from the set or the file that it names; b"" if none."""
     if not audio or audio["bytes"] or not audio["path"]:
         return audio["bytes"] if audio else b""
-    import fsspec
-
-    with fsspec.open(audio["path"], "rb") as file:
+    with paths.source_file(audio["path"]) as file:
         return file.read()
 
 
@@ -183,6 +183,9 @@ def _load(parts: dict, audio_column: str, utterance: Utterance) -> Audio:
     try:
         data = _encoded(parts[part][int(row)][audio_column])
     except (OSError, ValueError) as error:
+        # Arrow's own errors, of damage, have no number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise paths.refusal(utterance.recording, error) from error
         raise Rejected("undecodable", str(error)) from error
     samples, rate = read_audio(io.BytesIO(data))
     return Audio(samples, rate, [])

@@ -49,13 +49,11 @@ def read(path: str, offset: int, size: int) -> io.BytesIO:
 
     Raises:
       Rejected: ``undecodable``: they are not there any more.
+      UserError: as ``paths.source_file``.
     """
-    try:
-        with paths.opened_audio(path) if paths.is_url(path) else open(path, "rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-    except OSError as error:
-        raise Rejected("undecodable", str(error)) from error
+    with paths.source_file(path) as file:
+        file.seek(offset)
+        data = file.read(size)
     if len(data) < size:
         raise Rejected("undecodable", f"{path} breaks off at byte {offset + len(data)}")
     return io.BytesIO(data)

@@ -177,7 +177,7 @@ def test_a_part_outside_its_recording_is_rejected(made, layout):
 
 
 @pytest.mark.parametrize("layout", ["kaldi", "nemo", "webdataset", "shar"])
-def test_audio_that_is_not_there_any_more_is_rejected(copied, layout):
+def test_audio_that_breaks_off_is_rejected_and_a_mount_that_is_away_ends_it(copied, layout):
     moved = copied(layout)
     corpus = listed(moved)
     utterance = next(u for u in corpus.utterances if u.text == layouts.TEXTS[-1])
@@ -186,7 +186,7 @@ def test_audio_that_is_not_there_any_more_is_rejected(copied, layout):
     with pytest.raises(Rejected, match="undecodable"):
         corpus.load(utterance)
     shutil.rmtree(moved.root)
-    with pytest.raises(Rejected, match="undecodable"):
+    with pytest.raises(UserError, match="look after the disk, the mount or the permissions"):
         corpus.load(utterance)
 
 

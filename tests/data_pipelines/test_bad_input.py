@@ -82,6 +82,103 @@ def test_bad_files_are_counted_by_reason_and_the_rest_is_written(tmp_path, worke
     assert not list(verify.faults(tmp_path / "out"))
 
 
+def test_a_file_that_the_system_refuses_ends_the_write_and_is_not_left_out(tmp_path):
+    """A disk or a mount recovers, and what is once left out stays so. Reading this link is EIO."""
+    source, out = write_good(tmp_path / "in"), tmp_path / "out"
+    (source / "good1.wav").rename(tmp_path / "aside.wav")
+    (source / "good1.wav").symlink_to("/proc/self/mem")
+    arguments = ("write", "folder", "--source", source, "--out", out)
+    result = run(*arguments)
+    assert result.returncode == 2 and one_sentence(result.stderr)
+    assert "good1.wav can't be read (Input/output error)" in result.stderr
+    (source / "good1.wav").unlink()
+    # Another request, since the listing holds the sizes of the files: in a folder of its own.
+    (tmp_path / "aside.wav").rename(source / "good1.wav")
+    write(source, tmp_path / "again")
+    assert len(read_index(tmp_path / "again")) == 3
+
+
+def test_a_wav_that_breaks_off_is_left_out_and_said(tmp_path):
+    source, out = write_good(tmp_path / "in", 1), tmp_path / "out"
+    whole = (source / "good0.wav").read_bytes()
+    (source / "half.wav").write_bytes(whole[: len(whole) // 2])
+    # What writes to a pipe doesn't know the length: ffmpeg and SoX announce these.
+    for name, size in (("ffmpeg", 0xFFFFFFFF), ("sox", 0x7FFFF000), ("none", 0)):
+        piped = bytearray(whole)
+        piped[40:44] = size.to_bytes(4, "little")
+        (source / f"{name}.wav").write_bytes(piped)
+    # An odd chunk before the audio is padded.
+    chunk = b"note" + (3).to_bytes(4, "little") + b"abc\0"
+    (source / "chunk.wav").write_bytes(whole[:36] + chunk + whole[36:])
+    result = run("write", "folder", "--source", source, "--out", out)
+    assert result.returncode == 0, result.stderr
+    # libsndfile takes a length of 0 for what it says.
+    assert "left out: 1 short, 1 undecodable; `python -m data_pipelines inspect" in result.stdout
+    (reject,) = read_index(out).summary["rejects"]["undecodable"]
+    assert reject["id"] == "half.wav" and "8022 bytes before the end" in reject["detail"]
+
+
+def test_a_folder_that_cannot_be_listed_ends_the_write(tmp_path, monkeypatch, capsys):
+    source, scandir = write_good(tmp_path / "in"), os.scandir
+    write_good(source / "below")
+
+    def refusing(path):
+        if str(path).endswith("below"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    arguments = ["write", "folder", "--source", str(source), "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 2
+    assert "below can't be listed (Permission denied)" in capsys.readouterr().err
+
+
+def test_linked_folders_are_taken_and_circles_are_named(tmp_path):
+    source = write_good(tmp_path / "in", 1)
+    write_good(tmp_path / "elsewhere", 1)
+    (source / "part").symlink_to(tmp_path / "elsewhere")
+    assert folder.audio_files(source) == ["good0.wav", "part/good0.wav"]
+    (tmp_path / "elsewhere" / "back").symlink_to(source)
+    with pytest.raises(UserError, match="part/back is a link to .*in, which holds it"):
+        folder.audio_files(source)
+
+
+def test_what_was_damaged_and_removed_is_written_again(tmp_path):
+    source, out = write_good(tmp_path / "in", 6), tmp_path / "out"
+    assert write(source, out, records_per_shard=2)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert not write(source, out, records_per_shard=2)
+    for name in (read_index(out).shard_files[1], COLUMNS, "index.json"):
+        kept = (out / read_index(out).shard_files[0]).stat().st_mtime_ns
+        (out / name).unlink()
+        assert write(source, out, records_per_shard=2)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert (out / read_index(out).shard_files[0]).stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("inspect SHARDS --crop-seconds 0", "a crop has at least one sample"),
+        ("inspect SHARDS --crop-seconds nan", "a crop has at least one sample"),
+        ("verify SHARDS --workers 0", "at least 1 is needed"),
+        ("plan folder --source IN --hours inf", "must be positive numbers"),
+        ("write folder --source IN --out OTHER --sample-rate 1000000", "above 655350"),
+        ("write folder --source IN --out OTHER --attribution \udcff", "is not UTF-8"),
+        ("write folder --source IN --out OTHER" + 300 * "x", "File name too long"),
+        ("write folder --source IN --manifest IN --out OTHER", "no manifest"),
+    ],
+)
+def test_odd_arguments(tmp_path, capsys, arguments, said):
+    write(write_good(tmp_path / "IN"), tmp_path / "SHARDS")
+    places = {name: str(tmp_path / name) for name in ("IN", "SHARDS", "OTHER")}
+    words = [places.get(word, word) for word in arguments.split(" ")]
+    words = [str(tmp_path / word) if word.startswith("OTHERx") else word for word in words]
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert one_sentence(error) and said in error, error
+
+
 def test_nothing_but_rejects_is_an_error_that_leaves_nothing(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.wav").write_text("no audio")
@@ -111,6 +208,9 @@ def test_empty_folder(tmp_path, capsys):
         ("path\ngood0.wav\n./good0.wav\n", "good0.wav twice, in lines 2 and 3"),
         ("path,phones\ngood0.wav,none.TextGrid\n", "none.TextGrid"),
         ("path,speaker\n,ann\n", "line 2 has no path"),
+        ("path,text,speaker\ngood0.wav,hello, world,ann\n", "line 2 has more columns"),
+        ("path,text,speaker\ngood0.wav,hello\n", "line 2 has fewer columns"),
+        ('path,text,speaker\ngood0.wav,"so, he said,ann\ngood1.wav,"why,bob\n', "is not CSV"),
     ],
 )
 def test_manifest_faults(tmp_path, text, said):

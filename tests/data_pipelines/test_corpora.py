@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines import shards, verify
+from data_pipelines import paths, shards, verify
 from data_pipelines.corpora import (
     Utterance,
     alignments,
@@ -147,6 +147,20 @@ def test_a_broken_ctm_is_named(tmp_path, text):
     (tmp_path / "a.ctm").write_text(text)
     with pytest.raises(UserError, match="a.ctm"):
         alignments.read(str(tmp_path / "a.ctm"), "a")
+
+
+def test_a_ctm_of_a_whole_corpus_is_read_once(tmp_path, monkeypatch):
+    path, reads, opened = tmp_path / "all.ctm", [], paths.opened
+    path.write_text("".join(f"u{n} 1 0.{k} 0.1 p{n % 7}\n" for n in range(50) for k in range(3)))
+    monkeypatch.setattr(paths, "opened", lambda name: reads.append(name) or opened(name))
+    for n in range(50):
+        found = alignments.read(str(path), f"x/u{n}.wav")
+        assert [(start, symbol) for start, _, symbol in found] == [
+            (k / 10, f"p{n % 7}") for k in range(3)
+        ]
+    assert len(reads) == 1
+    path.write_text("u0 1 0.5 0.25 other\n")
+    assert alignments.read(str(path), "x/u0.wav") == [(0.5, 0.75, "other")]
 
 
 def test_folder_with_a_manifest_ends_up_in_the_records(tmp_path):

@@ -116,6 +116,7 @@ def test_200_damaged_recordings(tmp_path, suffix):
     rng = np.random.default_rng(0)
     true = (0.3 * np.sin(np.arange(rate) / 9) + 0.05 * rng.normal(size=rate)).astype(np.float32)
     path = tmp_path / f"a.{suffix}"
+    (tmp_path / "another").touch()  # an empty folder would be a mount that is away
     soundfile.write(path, true, rate)
     content = path.read_bytes()
     before = load_recording(Utterance("a", str(path))).samples

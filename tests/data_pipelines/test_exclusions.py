@@ -51,6 +51,11 @@ def test_what_is_not_there_is_a_slip_unless_it_may_be(shards, tmp_path):
     assert passed.fingerprint == noise.opened(shards, exclude=one).fingerprint
 
 
+def test_an_id_may_begin_as_a_comment_does(tmp_path):
+    (tmp_path / "list.txt").write_text("#take 1.wav\n# a comment\n#\n a.wav\n")
+    assert read_exclusions(tmp_path / "list.txt").ids == ("#take 1.wav", "a.wav")
+
+
 def test_nobody_is_left(shards, tmp_path):
     (tmp_path / "list.txt").write_text("\n".join(read_index(shards).column("id")))
     with pytest.raises(UserError, match="no train row in .* without what is excluded"):
