@@ -132,7 +132,7 @@ def base(argument: str = "") -> ml_collections.ConfigDict:
         "every": 1_000,  # steps
         "minutes": 0.0,  # and so long after the last save, looked at when metrics are written
         "keep": 2,  # the newest ones, at least 2: the newest may be damaged
-        "keep_every": 50_000,  # and for good those of every so many steps
+        "keep_every": 50_000,  # and for good those of every so many steps; 0 = none
     }
     config.telemetry = {
         "log_every": 50,

@@ -77,6 +77,15 @@ def test_recipes_of_two_checkouts_do_not_mix(tmp_path):
         ("evaluation.infillings=-1", "evaluation.infillings = -1 must not be negative"),
         ("encoder.layer_drop=1.0", "encoder.layer_drop = 1.0 must be at least 0 and below 1"),
         ("encoder.heads=3", "encoder.width = 128 is not divisible"),
+        ("encoder.heads=128", "encoder.width / encoder.heads = 1 must be even"),
+        ("decoder.time_channels=7", "decoder.time_channels = 7 must be even"),
+        ("training.parameter_dtype=fp32", "parameter_dtype = 'fp32' is unknown"),
+        ("training.non_finite_limit=0", "training.non_finite_limit = 0 must be at least 1"),
+        ("teacher.decay_updates=0", "teacher.decay_updates = 0 must be at least 1"),
+        ("codebooks.size=0", "codebooks.size = 0 must be at least 1"),
+        ("masking.span=0", "masking.span = 0 must be at least 1"),
+        ("masking.fraction=1.2", "masking.fraction = 1.2 must be above 0 and at most 1"),
+        ("checkpoint.keep_every=-1", "checkpoint.keep_every = -1 must not be negative"),
     ],
 )
 def test_what_no_run_can_have_is_said_before_it_begins(override, words):
@@ -84,6 +93,12 @@ def test_what_no_run_can_have_is_said_before_it_begins(override, words):
     configs.check(configs.load_config(TINY))
     with pytest.raises(UserError, match=words):
         configs.check(configs.load_config(TINY, [override]))
+
+
+def test_groups_of_the_positional_convolutions_divide_the_width():
+    fields = ["encoder.positions=conv", "encoder.position_groups=3"]
+    with pytest.raises(UserError, match="128 is not divisible by encoder.position_groups = 3"):
+        configs.check(configs.load_config(TINY, fields))
 
 
 def test_every_field_survives_json():

@@ -37,6 +37,13 @@ POSITIVE = (
     "training.steps",
     "training.batch_size",
     "training.accumulation",
+    "training.non_finite_limit",
+    "encoder.width",
+    "decoder.width",
+    "decoder.time_channels",
+    "masking.span",
+    "teacher.decay_updates",
+    "codebooks.size",
     "data.crop_frames",
     "data.reads_in_flight",
     "checkpoint.every",
@@ -51,12 +58,18 @@ POSITIVE = (
     "evaluation.stripe_frames",
 )
 NOT_NEGATIVE = (
+    "encoder.depth",
+    "decoder.depth",
+    "checkpoint.keep_every",
     "telemetry.samples",
     "evaluation.context",
     "evaluation.resyntheses",
     "evaluation.infillings",
     "evaluation.griffin_lim_iterations",
 )
+
+
+PARAMETER_DTYPES = ("float32", "float64", "bfloat16")
 
 
 def load_config(spec: str, overrides: list[str] = ()) -> ml_collections.ConfigDict:
@@ -94,7 +107,7 @@ def call(spec: str, function: str, flag: str):
             raise UserError(f"{flag} {name} has no {function}(); recipes define one.")
         try:
             return getattr(module, function)(*([argument] if argument else []))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{flag} {spec}: {error}") from error
 
 
@@ -226,6 +239,15 @@ def check(config) -> None:
     for name in ("encoder.dropout", "encoder.layer_drop", "decoder.dropout"):
         if not 0 <= fields[name] < 1:
             raise UserError(f"{name} = {fields[name]} must be at least 0 and below 1.")
+    if not 0 < fields["masking.fraction"] <= 1:
+        raise UserError(
+            f"masking.fraction = {fields['masking.fraction']} must be above 0 and at most 1."
+        )
+    if fields["training.parameter_dtype"] not in PARAMETER_DTYPES:
+        raise UserError(
+            f"training.parameter_dtype = '{fields['training.parameter_dtype']}' is unknown; choose "
+            f"one of {PARAMETER_DTYPES}."
+        )
     # What only samples and evaluations use would otherwise stop a run hours later.
     try:
         solver_steps(config.evaluation.evaluations, config.evaluation.solver)
@@ -240,6 +262,21 @@ def check(config) -> None:
         width, heads = fields[f"{half}.width"], fields[f"{half}.heads"]
         if heads < 1 or width % heads:
             raise UserError(f"{half}.width = {width} is not divisible by {half}.heads = {heads}.")
+        if width // heads % 2 and (half == "decoder" or "rope" in fields["encoder.positions"]):
+            raise UserError(
+                f"{half}.width / {half}.heads = {width // heads} must be even: rotary positions "
+                "turn pairs of channels."
+            )
+    if fields["decoder.time_channels"] % 2:
+        raise UserError(
+            f"decoder.time_channels = {fields['decoder.time_channels']} must be even: sines and "
+            "cosines of the time."
+        )
+    width, groups = fields["encoder.width"], fields["encoder.position_groups"]
+    if "conv" in fields["encoder.positions"] and (groups < 1 or width % groups):
+        raise UserError(
+            f"encoder.width = {width} is not divisible by encoder.position_groups = {groups}."
+        )
     if config.data.crop_frames < config.masking.shortest:
         raise UserError(
             f"data.crop_frames = {config.data.crop_frames} is below masking.shortest = "

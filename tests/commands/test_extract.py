@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from tests import runs
 from uniwav_jax.__main__ import main
-from uniwav_jax.tasks import pretrained
+from uniwav_jax.tasks import extraction, pretrained
 from uniwav_jax.tasks.audio import read_audio
 
 
@@ -67,6 +67,30 @@ def test_one_bad_file_of_many_is_listed_and_the_others_are_there(
     for file in index["files"]:
         layers = tensors[f"{file['number']}/layers"]
         assert layers.shape[1] == file["frames"] and np.isfinite(layers).all()
+
+
+def test_what_is_killed_half_way_leaves_no_index(small_run, folder, tmp_path, monkeypatch):
+    model, output = pretrained.load(small_run), tmp_path / "f"
+    files = sorted(str(path) for path in folder.iterdir())
+    monkeypatch.setattr(extraction, "FILES_A_PART", 1)
+    extraction.extract(model, files, output)
+    assert len(list(output.iterdir())) == 4
+    write = extraction.write_tensors
+
+    def killed(path, tensors):
+        if path.name == "part-00001.safetensors":
+            raise KeyboardInterrupt
+        write(path, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction, "write_tensors", killed)
+        with pytest.raises(KeyboardInterrupt):
+            extraction.extract(model, files[:2], output)
+    assert [path.name for path in output.iterdir()] == ["part-00000.safetensors"]
+    extraction.extract(model, files[:2], output)
+    index = json.loads((output / "index.json").read_text())
+    parts = {file["part"] for file in index["files"]}
+    assert parts | {"index.json"} == {path.name for path in output.iterdir()}
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,9 @@ def test_cudnn_is_refused_where_it_cannot_compute():
         choose("cudnn", None, np.float32)
 
 
-@pytest.mark.parametrize("backend,platform", [("splash", "gpu"), ("cudnn", "tpu")])
+@pytest.mark.parametrize(
+    "backend,platform", [("splash", "gpu"), ("cudnn", "tpu"), ("cudnn", "cpu")]
+)
 def test_the_kernel_of_another_platform_is_refused(backend, platform):
     with pytest.raises(UserError, match=f"'{backend}' does not run on a {platform.upper()}"):
         choose(backend, Devices(platform), jnp.bfloat16)

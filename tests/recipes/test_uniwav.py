@@ -212,7 +212,8 @@ def test_validation_is_fixed_and_drops_no_condition():
     config, recipe, state, batch, constants, _ = case("rope")
     other = uniwav.build(small.config_of("rope", {"decoder.condition_dropout": 0.9}))
     outputs, same = (
-        small.jit(r.validate)(state.params, constants, state.slots, batch) for r in (recipe, other)
+        small.jit(r.validate)(state.params, constants, state.slots, batch, batch)
+        for r in (recipe, other)
     )
     assert outputs.ratios["decoder_loss"][0] == same.ratios["decoder_loss"][0]
     without = small.config_of("rope", {"decoder.condition_dropout": 0.0})
@@ -233,7 +234,7 @@ def test_validation_is_fixed_and_drops_no_condition():
 def test_the_untrained_decoder_loss_is_the_mean_square_of_the_target():
     config, recipe, _, batch, constants, _ = case("rope")
     params, slots = small.jit(recipe.initialize)(jax.random.key(3))
-    outputs = small.jit(recipe.validate)(params, constants, slots, batch)
+    outputs = small.jit(recipe.validate)(params, constants, slots, batch, batch)
     squares = []
     sigma = config.decoder.sigma_min
     for example in small.examples_of(config, batch, constants, seed=uniwav.VALIDATION_SEED):
@@ -252,7 +253,7 @@ def test_the_first_decoder_loss_is_about_two():
     x = np.concatenate([row["x"] for row in rows])
     constants["statistics"] = {"mean": x.mean(0), "deviation": x.std(0)}
     params, slots = small.jit(recipe.initialize)(jax.random.key(3))
-    outputs = small.jit(recipe.validate)(params, constants, slots, batch)
+    outputs = small.jit(recipe.validate)(params, constants, slots, batch, batch)
     assert 1.8 < recipe.summarize(outputs)["decoder_loss"] < 2.2
 
 

@@ -13,6 +13,7 @@ from uniwav_jax.errors import UserError
 from uniwav_jax.export import directory
 from uniwav_jax.tasks import evaluation, labelled, pretrained, probes, report
 from uniwav_jax.training import pictures
+from uniwav_jax.training.record import write_run
 from uniwav_jax.training.telemetry import read_rows
 
 SETTINGS = (
@@ -297,6 +298,8 @@ def test_a_hubert_beside_the_run(small_run, small_shards, tmp_path, monkeypatch,
         (["--step", "5"], ["no checkpoint 5"]),
         (["--step", "last"], ["--step last", "all"]),
         (["--config.training.steps=3"], ["training.steps", "config.evaluation"]),
+        (["--config.evaluation.seeds=0"], ["evaluation.seeds = 0 must be at least 1"]),
+        (["--validation", "elsewhere"], ["no shard folder elsewhere", "one by --validation"]),
         (["--config.evaluation.seed=3"], ["no such field", "evaluation.seeds"]),
         (["--exclude-speaker", "nobody"], ["'nobody'"]),
         (["--data", "nowhere"], ["no shard folder nowhere"]),
@@ -313,6 +316,18 @@ def test_mistakes_are_one_sentence(small_run, small_shards, arguments, words, ca
     assert all(word in error for word in ("error: ", *words))
     assert "Traceback" not in error
     assert not (small_run / "evaluation.json").exists()
+
+
+def test_a_run_of_another_machine_is_opened(small_run, tmp_path):
+    """Trained with a kernel that is not there."""
+    shutil.copytree(small_run, tmp_path / "run")
+    content = json.loads((tmp_path / "run" / "run.json").read_text())
+    content["config"]["parallel"].update(attention="cudnn", data=8, fsdp=4)
+    content["config"]["training"]["compute_dtype"] = "bfloat16"
+    write_run(tmp_path / "run", content)
+    model = pretrained.load(tmp_path / "run")
+    (outputs,) = model.encode([np.zeros(16_000, np.float32)])
+    assert np.isfinite(outputs["z"]).all()
 
 
 def test_a_run_without_a_checkpoint(small_run, small_shards, tmp_path):

@@ -24,7 +24,7 @@ from uniwav_jax.errors import UserError
 from uniwav_jax.training import data, program, start
 from uniwav_jax.training.checkpoint import Checkpoints
 from uniwav_jax.training.lease import Lease
-from uniwav_jax.training.record import read_run
+from uniwav_jax.training.record import read_run, write_run
 from uniwav_jax.training.telemetry import read_rows
 
 TINY = str(runs.ROOT / "configs" / "tiny.py")
@@ -228,6 +228,13 @@ def test_chosen_parameters_are_taken_and_the_others_are_listed(load, source):
             np.testing.assert_array_equal(found[name], fresh[name])
 
 
+def test_statistics_of_other_features_are_not_taken(load):
+    statistics, said = load(features__floor=0.1)[2:]
+    assert statistics is None
+    assert said[0] == "the feature statistics are measured anew: the source has other features"
+    assert load(features__deviation_floor=0.5)[2] is not None
+
+
 def test_another_decoder_begins_anew_and_the_encoder_is_taken(load, source):
     found, fresh, _, said = load(decoder__width=64)
     saved = state(source, 6)
@@ -262,6 +269,10 @@ def test_a_start_that_can_not_be_is_one_sentence(train, source, tmp_path):
     assert f"checkpoint 6 of {damaged} is damaged" in refused("--init-from", f"{damaged}@6")
     assert "has another digest" in refused("--branch-from", f"{damaged}@6")
     assert "--init-from takes what fits" in refused("--branch-from", source, decoder__width=64)
+    imported = copy_of(source, tmp_path / "imported")
+    content = json.loads((imported / "run.json").read_text())
+    write_run(imported, content | {"imported": True})
+    assert "--init-from takes what there is" in refused("--branch-from", imported)
     assert "exclude each other" in refused("--init-from", source, "--branch-from", source)
     assert "belong to --init-from" in refused("--init-reset", "teacher")
     assert "belongs to --branch-from" in refused("--init-from", source, "--skip-slots", "1:2")
@@ -299,6 +310,19 @@ def test_a_branch_without_a_change_is_the_run_itself(train, source, tmp_path):
     for step in (4, 5, 6):
         assert row(run, "train", step) == row(source, "train", step)
     assert read_run(run)["id"] != read_run(source)["id"]
+
+
+@pytest.mark.slow
+def test_a_branch_has_its_own_dtypes_from_the_first_step_on(train, source, tmp_path):
+    changed = {"optimizer__moment_dtype": "bfloat16"}
+    for name, parts in (("whole", [3]), ("restarted", [1, 2])):
+        for steps in parts:
+            more = ("--branch-from", f"{source}@3", "--steps-this-run", steps)
+            train(tmp_path / name, *more, **changed)
+    found = state(tmp_path / "whole", 6)
+    moments = [value for name, value in found.items() if ".mu" in name]
+    assert moments and all(value.dtype == "bfloat16" for value in moments)
+    assert_same(state(tmp_path / "restarted", 6), found)
 
 
 @pytest.fixture(scope="module")

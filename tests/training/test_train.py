@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -211,6 +212,13 @@ def test_a_budget_of_chip_hours_stops_the_run_with_a_checkpoint(small_shards, sm
 
 
 @pytest.mark.slow
-def test_a_trace_is_written(small_shards, tmp_path):
-    runs.train(small_shards, tmp_path / "run", "--profile", "1:3")
-    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+def test_a_trace_is_written_also_across_a_restart_and_the_end(small_shards, tmp_path):
+    def traces():
+        return len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb")))
+
+    found = []
+    for window in ("1:4", "1:4", "5:9"):
+        time.sleep(1.1)  # traces are named by the second
+        runs.train(small_shards, tmp_path / "run", "--profile", window, "--steps-this-run", 2)
+        found.append(traces())
+    assert found == [1, 2, 3]

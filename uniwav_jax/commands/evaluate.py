@@ -22,6 +22,12 @@ def add_arguments(parser) -> None:
     parser.add_argument("--workdir", required=True, help="the run's folder")
     parser.add_argument("--data", required=True, help="labelled shards: DIR, or DIR,DIR")
     parser.add_argument(
+        "--validation",
+        default="",
+        metavar="SHARDS",
+        help="for losses and perplexity; default: those that the run validated on, or --data",
+    )
+    parser.add_argument(
         "--step", default="newest", metavar="N", help="a checkpoint's step, or all; default: newest"
     )
     parser.add_argument(
@@ -54,6 +60,7 @@ def run(options) -> int:
         workdir,
         options.data,
         step=step,
+        validation=options.validation,
         exclude_speakers=options.exclude_speaker,
         overrides=options.fields,
         against=options.against,

@@ -24,7 +24,7 @@ def run(options) -> int:
     config = configs.load_config(options.config, options.fields)
     with config.unlocked():
         config.data.shards = options.data
-        config.data.validation = options.validation
+        config.data.validation = options.validation or config.data.validation
     from uniwav_jax.parallel import preflight, processes
     from uniwav_jax.training import opening, record
 

@@ -36,7 +36,7 @@ def add_arguments(parser) -> None:
         "--steps-this-run", type=int, metavar="N", help="stop with a checkpoint after N steps"
     )
     parser.add_argument(
-        "--profile", default="", metavar="A:B", help="trace steps A to B into WORKDIR/profile"
+        "--profile", default="", metavar="A:B", help="trace steps A + 1 to B into WORKDIR/profile"
     )
     start = parser.add_argument_group("starting from another run, or going on for longer")
     start.add_argument(
@@ -71,7 +71,7 @@ def run(options) -> int:
     config = configs.load_config(options.config, options.fields)
     with config.unlocked():
         config.data.shards = options.data
-        config.data.validation = options.validation
+        config.data.validation = options.validation or config.data.validation
         config.data.exclude = options.exclude or config.data.exclude
         config.data.exclude_speakers += tuple(options.exclude_speaker)
     if options.steps_this_run is not None and options.steps_this_run < 1:

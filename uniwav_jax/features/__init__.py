@@ -9,6 +9,8 @@ from uniwav_jax.features.log_mel import LogMel
 
 LATENTS = {"stored": StoredLatents, "computed": ComputedLatents}
 NAMES = ("log_mel", "encodec")
+# Fields of `config.features` that say nothing of what the features are.
+NOT_MEASURED = ("weights", "latents", "mel", "statistics_positions", "deviation_floor")
 
 
 def build(config) -> Feature:
@@ -69,6 +71,8 @@ def frozen(config) -> dict:
 
 def same(config, other) -> bool:
     """Whether statistics of one config's features are of use to the other's."""
-    one, two = config.features, other.features
-    names = ("name", "channels", "codec")
-    return all(one.get(name) == two.get(name) for name in names)
+    one, two = (
+        {name: value for name, value in features.items() if name not in NOT_MEASURED}
+        for features in (config.features.to_dict(), other.features.to_dict())
+    )
+    return one == two

@@ -52,7 +52,7 @@ def backend_of(backend: str, platform: str | None, dtype) -> str:
     """
     if backend not in BACKENDS:
         raise UserError(f"parallel.attention = '{backend}' is unknown; choose one of {BACKENDS}.")
-    if (backend, platform) in (("splash", "gpu"), ("cudnn", "tpu")):
+    if (backend, platform) in (("splash", "gpu"), ("cudnn", "tpu"), ("cudnn", "cpu")):
         raise UserError(
             f"parallel.attention = '{backend}' does not run on a {platform.upper()}; "
             "set parallel.attention=auto."

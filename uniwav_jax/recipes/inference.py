@@ -21,6 +21,9 @@ class Inference:
     """
 
     def __init__(self, config):
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.parallel.attention = "auto"  # kernels are for meshes
         self.config = config
         self.feature = features.build(config)
         self.log_mel = features.log_mel(config)

@@ -67,7 +67,8 @@ class Recipe:
     Attributes:
       initialize: key -> (params by group, slots by objective).
       updates: in the order in which the step runs them.
-      validate: (params, constants, slots, batch) -> Outputs, with fixed randomness.
+      validate: (params, constants, slots, batch, others) -> Outputs, with fixed randomness; others
+        is a batch whose rows are those before the rows of `batch`, to confront them with.
       summarize: (totalled Outputs of `validate`) -> metrics as Python numbers.
       resettable: names of slots that a run may begin anew though it starts from another run.
       adopt: (params, fresh slots, source slots, refused paths, reset names) -> (slots, sentences

@@ -123,15 +123,17 @@ class System:
     def loss(self, params, constants, slots, batch) -> Outputs:
         """L_enc + lambda L_dec of one micro-batch, with the run's randomness."""
         examples = self.examples(constants, batch, self.config.seed)
-        return self._terms(params, slots, examples, training=True)
+        return self._terms(params, slots, examples)
 
-    def validate(self, params, constants, slots, batch) -> Outputs:
+    def validate(self, params, constants, slots, batch, others) -> Outputs:
         """The same with fixed masks, noise and time-steps, and nothing dropped.
 
-        Also measures the decoder's loss with the condition of the batch's next row.
+        Also measures the decoder's loss with the condition of the others.
         """
-        examples = self.examples(constants, batch, VALIDATION_SEED)
-        return self._terms(params, slots, examples, training=False)
+        examples, others = (
+            self.examples(constants, rows, VALIDATION_SEED) for rows in (batch, others)
+        )
+        return self._terms(params, slots, examples, others)
 
     def examples(self, constants, batch, seed: int) -> Examples:
         """Features, keys and masks of a batch; rows below `masking.shortest` get weight 0."""
@@ -151,21 +153,20 @@ class System:
         corpora = batch["corpus"][:, None] == constants["corpora"]
         return Examples(x, valid_frames(lengths, frames), keys, positions, weights, corpora)
 
-    def _terms(self, params, slots, examples: Examples, *, training: bool):
-        model = nnx.merge(self.graph, params[GROUP])
+    def _terms(self, params, slots, examples: Examples, others: Examples | None = None):
+        """Of training; with others, of validation."""
+        model, training = nnx.merge(self.graph, params[GROUP]), others is None
         dropout = self.config.decoder.condition_dropout if training else 0.0
         drop, decoder_drop = self._drops(examples) if training else (NOTHING, NOTHING)
         valid, total = examples.valid, examples.weights.sum()
-        mask = mask_of(examples.positions, examples.weights, valid.shape[1])
-        h = model.encoder.embed(examples.x, valid, mask)
+        h, last, streams = self._student(model, examples, drop)
         padding = (~valid).sum().astype(self.wide)
         ratios = {
             "masked_fraction": (total, valid.sum().astype(self.wide)),
             "padded_fraction": (padding, jnp.asarray(valid.size, self.wide)),
         }
-        losses, streams, statistics = {}, None, {}
+        losses, statistics = {}, {}
         if self.depth:
-            last, streams, _ = model.encoder(h, valid, drop)
             losses["encoder_loss"], statistics, encoder_ratios = self._encoder_terms(
                 model, slots[SLOT], examples, last
             )
@@ -174,7 +175,8 @@ class System:
             z = model.condition(h, streams)
             losses["decoder_loss"] = self._decoder_loss(model, examples, z, dropout, decoder_drop)
             if not training:
-                other = self._decoder_loss(model, examples, jnp.roll(z, 1, axis=0), dropout)
+                h, _, streams = self._student(model, others, NOTHING)
+                other = self._decoder_loss(model, examples, model.condition(h, streams), dropout)
                 ratios["decoder_loss_other_condition"] = (other.sum(), total)
         weight_of = {"encoder_loss": 1.0, "decoder_loss": self.decoder_weight}
         losses["loss"] = sum(weight_of[name] * rows for name, rows in losses.items())
@@ -182,6 +184,13 @@ class System:
             ratios[name] = (rows.sum(), total)
             ratios[name + BY_CORPUS] = examples.by_corpus(rows)
         return Outputs(losses["loss"].sum(), total, statistics, ratios)
+
+    def _student(self, model, examples: Examples, drop: Drop):
+        """h_0 [B, T, width], and of the masked pass the last layer and all of them, or None."""
+        mask = mask_of(examples.positions, examples.weights, examples.valid.shape[1])
+        h = model.encoder.embed(examples.x, examples.valid, mask)
+        last, streams, _ = model.encoder(h, examples.valid, drop) if self.depth else (None,) * 3
+        return h, last, streams
 
     def _encoder_terms(self, model, slot, examples: Examples, last: jax.Array):
         """Each row's sum of weight * loss / K [B], what the codebooks gain, and ratios."""
@@ -306,12 +315,10 @@ class System:
         """Of one micro-batch with the run's randomness, in the order in which they are computed."""
         examples = self.examples(constants, batch, self.config.seed)
         model = nnx.merge(self.graph, params[GROUP])
-        mask = mask_of(examples.positions, examples.weights, examples.valid.shape[1])
         drop, decoder_drop = self._drops(examples)
-        h = model.encoder.embed(examples.x, examples.valid, mask)
-        found, streams = [("features", examples.x), ("encoder/embedding", h)], None
+        h, _, streams = self._student(model, examples, drop)
+        found = [("features", examples.x), ("encoder/embedding", h)]
         if self.depth:
-            _, streams, _ = model.encoder(h, examples.valid, drop)
             found += [(f"encoder/layer {k + 1}", y) for k, y in enumerate(streams)]
             targets = model.teacher_outputs(slots[SLOT]["teacher"], examples.x, examples.valid)
             found += [(f"teacher/target {k + 1}", y) for k, y in enumerate(targets)]

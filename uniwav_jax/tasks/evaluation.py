@@ -28,6 +28,8 @@ from uniwav_jax.training.validation import make_validate
 
 # Utterances decoded at a time.
 CHUNK = 64
+# Crops of the validation set that are computed at a time.
+MICRO_BATCH = 16
 
 
 def evaluate(
@@ -35,6 +37,7 @@ def evaluate(
     shards: str,
     *,
     step: int | str | None = None,
+    validation: str = "",
     exclude_speakers: Sequence[str] = (),
     overrides: Sequence[str] = (),
     against: str | None = None,
@@ -44,6 +47,7 @@ def evaluate(
     Args:
       workdir: the run's folder.
       shards: labelled shards; also the validation set, unless the run names another.
+      validation: shards to validate on instead.
       exclude_speakers: left out of every probe's training, beside those that the run left out.
       overrides: "evaluation.NAME=VALUE".
       against: Hugging Face directory of a model that goes through the same probes.
@@ -63,17 +67,19 @@ def evaluate(
             )
     steps = pretrained.steps(workdir) if step == "all" else [step]
     # Without any checkpoint it is for `load` to say so.
-    models = (_open(workdir, chosen, shards, overrides) for chosen in steps or [None])
+    models = (
+        _open(workdir, chosen, shards, validation, overrides) for chosen in steps or [None]
+    )
     model = next(models)
     config = model.config
     catalogue = labelled.read_catalogue(shards, config, exclude_speakers)
     tasks, left_out = plan(catalogue, config)
     other = load_against(against, config) if against else None
+    validate = validation_of(config)
     untrained = model.untrained()
     baselines = measure(untrained, catalogue, tasks, _baseline_views(config), "untrained")
     if other:
         baselines |= measure(other, catalogue, tasks, _layers_as("against"), "against")
-    validate = validation_of(config)
     first = validate(untrained) if validate else {}
     about = {
         "data_fingerprint": catalogue.fingerprint,
@@ -303,20 +309,39 @@ def generation(model: Pretrained, catalogue: Catalogue, left_out: list[str]) -> 
     return result
 
 
-def _open(workdir, step: int | None, shards: str, overrides: Sequence[str]) -> Pretrained:
+def _open(
+    workdir, step: int | None, shards: str, validation: str, overrides: Sequence[str]
+) -> Pretrained:
     model = pretrained.load(workdir, step)
     for override in overrides:
         configs.apply_override(model.config, override)
+    configs.check(model.config)
     with model.config.unlocked():
         model.config.data.shards = shards
+        model.config.data.validation = validation or model.config.data.validation
     return model
 
 
 def validation_of(config) -> Callable[[Pretrained], dict] | None:
-    """The training loop's validation pass for an opened run; None without a validation set."""
-    mixture = data.open_validation(config)
+    """The training loop's validation pass for an opened run; None without a validation set.
+
+    In small micro-batches, since a run's batch may have been that of many devices.
+    """
+    try:
+        mixture = data.open_validation(config)
+    except UserError as error:
+        if not config.data.validation:
+            raise
+        raise UserError(
+            f"the run's validation set can't be opened ({error}); name one by --validation."
+        ) from error
     if mixture is None:
         return None
+    config = config.copy_and_resolve_references()
+    batch_size = config.training.batch_size
+    parts = (n for n in range(1, batch_size + 1) if batch_size % n == 0)
+    with config.unlocked():
+        config.training.accumulation = next(n for n in parts if batch_size // n <= MICRO_BATCH)
     mesh = make_mesh(config.parallel, jax.devices()[:1])
     validate = make_validate(config, recipes.build(config), mesh, mixture)
     return lambda model: validate(model.params, model.constants, model.slots)

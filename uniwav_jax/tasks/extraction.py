@@ -15,7 +15,8 @@ FILES_A_PART = 64
 
 
 def extract(pretrained: Pretrained, paths: list[str], output: pathlib.Path) -> tuple[int, int]:
-    """Writes output/part-00000.safetensors ... and output/index.json, the index last.
+    """Writes output/part-00000.safetensors ... and output/index.json, the index last: without one
+    the folder is unfinished. What was extracted there before goes.
 
     Tensors are named "NUMBER/layers" float32 [depth, frames, width], "NUMBER/z" [frames, width]
     (with a decoder) and "NUMBER/codewords" int32 [targets, frames] (with a teacher); the index says
@@ -38,7 +39,7 @@ def extract(pretrained: Pretrained, paths: list[str], output: pathlib.Path) -> t
                 rejected.append({"path": path, "reason": str(error)})
         if not waveforms:
             continue
-        tensors = {}
+        tensors, begins = {}, not files
         name = f"part-{part:05d}.safetensors"
         encoded = pretrained.encode(list(waveforms.values()))
         for (number, waveform), outputs in zip(waveforms.items(), encoded, strict=True):
@@ -56,7 +57,8 @@ def extract(pretrained: Pretrained, paths: list[str], output: pathlib.Path) -> t
                     "frames": pretrained.frames(len(waveform)),
                 }
             )
-        output.mkdir(parents=True, exist_ok=True)
+        if begins:
+            _clear(output)
         write_tensors(output / name, tensors)
     if not files:
         raise UserError(rejected[0]["reason"])
@@ -71,3 +73,10 @@ def extract(pretrained: Pretrained, paths: list[str], output: pathlib.Path) -> t
     with atomic_write(output / "index.json") as temporary:
         temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return len(files), len(rejected)
+
+
+def _clear(output: pathlib.Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "index.json").unlink(missing_ok=True)
+    for old in output.glob("part-*.safetensors"):
+        old.unlink()

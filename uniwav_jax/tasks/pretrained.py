@@ -120,9 +120,9 @@ def load(workdir, step: int | None = None) -> Pretrained:
     """
     workdir = pathlib.Path(workdir)
     config = read_run(workdir)["config"]
-    # A run may have been trained on more devices than are here.
+    # A run may have been trained on more devices than are here, and on others.
     with config.unlocked():
-        config.parallel.update(ANY_NUMBER)
+        config.parallel.update(ANY_NUMBER, attention="auto")
     with Checkpoints(workdir / "checkpoints", config) as checkpoints:
         if step is None and checkpoints.latest is None:
             raise UserError(f"{workdir} has no checkpoint yet; train it first.")

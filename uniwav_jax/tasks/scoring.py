@@ -86,6 +86,8 @@ def no_point(run: dict) -> str | None:
       UserError: the folder that it branched from holds no run any more.
     """
     origin, config = run["origin"], run["config"]
+    if run.get("imported"):
+        return "was imported from an export"
     if run["extended"]:
         return "was lengthened"
     if origin is None:
@@ -122,7 +124,7 @@ def validate(model: pretrained.Pretrained, shards: str) -> dict:
     with config.unlocked():
         config.data.update(shards=shards, validation="")
         config.masking.update(fixed_targets.MASKING)
-        config.training.update(batch_size=CROPS, accumulation=1)
+        config.training.batch_size = CROPS
         config.telemetry.validation_batches = BATCHES
     measure = evaluation.validation_of(config)
     return measure(model) if measure else {}

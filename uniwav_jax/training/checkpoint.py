@@ -62,7 +62,7 @@ class Checkpoints:
     Args:
       directory: where they lie; created if missing.
       config: its `checkpoint` fields say when to save (`every` steps, `minutes`) and what stays:
-        the newest `keep`, and for good those whose step is a multiple of `keep_every`.
+        the newest `keep`, and for good those whose step is a multiple of `keep_every`, if not 0.
       writer: whether this is the run itself, which sets checkpoints aside that are damaged or that
         a killed save left; a reader must not, since the run may be saving at that moment.
       say: takes sentences for the user.
@@ -87,7 +87,7 @@ class Checkpoints:
             preservation_policy=preservation.AnyPreservationPolicy(
                 [
                     preservation.LatestN(config.checkpoint.keep),
-                    preservation.EveryNSteps(config.checkpoint.keep_every),
+                    *(preservation.EveryNSteps(n) for n in [config.checkpoint.keep_every] if n),
                 ]
             ),
             cleanup_tmp_directories=writer,

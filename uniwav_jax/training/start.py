@@ -93,6 +93,11 @@ def origin_of(start: Start, config, prepared: Program, say) -> dict:
         name, step = start.source, ""
     path = pathlib.Path(name).resolve()
     run = read_run(path)
+    if start.kind == BRANCH and run.get("imported"):
+        raise UserError(
+            f"{start.what}: {path} was imported from an export, which holds no state of the "
+            f"optimiser; --{INIT} takes what there is."
+        )
     source = abstract_state(run["config"], prepared.mesh)
     reset = list(start.reset)
     if STATISTICS not in reset and not features.same(run["config"], config):
@@ -170,15 +175,14 @@ def load(origin: dict, config, prepared: Program, say):
     # `origin_of` has said what there is to say of the other checkpoints.
     with Checkpoints(path / "checkpoints", run["config"], say=lambda _: None) as checkpoints:
         statistics = checkpoints.meta(origin["step"])["statistics"]
-        source = checkpoints.restore(
-            origin["step"],
-            abstract_state(run["config"], prepared.mesh),
-            optimizer=origin["kind"] == BRANCH,
-        )
+        branch = origin["kind"] == BRANCH
+        # A branch in its own dtypes, as at a restart; its shapes are the source's.
+        wanted = prepared.abstract if branch else abstract_state(run["config"], prepared.mesh)
+        source = checkpoints.restore(origin["step"], wanted, optimizer=branch)
     # Before format 3 a run did not say that its source has other features.
     if STATISTICS in origin["reset"] or len(statistics["mean"]) != config.features.channels:
         statistics = None
-    if origin["kind"] == BRANCH:
+    if branch:
         return source, statistics
     return _adopt(origin, prepared, source, say), statistics
 

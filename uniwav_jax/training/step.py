@@ -53,17 +53,25 @@ def accumulate(update: Update, state: TrainState, constants, batch) -> tuple[dic
         )
         return outputs.loss, outputs
 
-    own = state.params[update.group]
+    own, gradient_of = state.params[update.group], jax.grad(loss, has_aux=True)
+    gradient, outputs = totalled(lambda micro_batch: gradient_of(own, micro_batch), batch)
+    return jax.tree.map(lambda g: g / outputs.weight.astype(g.dtype), gradient), outputs
+
+
+def totalled(function: Callable, batch):
+    """The sum over the micro-batches of `function(micro-batch)`, one after the other.
+
+    batch: leaves [micro-batches, rows, ...].
+    """
     # Traced once: for the shapes of what is added up and for the scan.
-    one = jax.jit(jax.grad(loss, has_aux=True), inline=True)
+    function = jax.jit(function, inline=True)
 
     def add(total, micro_batch):
-        return jax.tree.map(jnp.add, total, one(own, micro_batch)), None
+        return jax.tree.map(jnp.add, total, function(micro_batch)), None
 
-    shapes = jax.eval_shape(one, own, jax.tree.map(lambda x: x[0], batch))
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], batch))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    (gradient, outputs), _ = jax.lax.scan(add, zeros, batch)
-    return jax.tree.map(lambda g: g / outputs.weight.astype(g.dtype), gradient), outputs
+    return jax.lax.scan(add, zeros, batch)[0]
 
 
 def apply(

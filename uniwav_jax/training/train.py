@@ -49,7 +49,7 @@ def train(
       start: another run to begin with, if this one has no checkpoint yet.
       extend_to: lengthens the run to so many steps.
       steps_this_run: stop after so many steps with a checkpoint; the schedule stays as it is.
-      profile: "100:105" traces these steps into workdir/profile.
+      profile: "100:105" traces steps 101 to 105 into workdir/profile, as far as they are run.
       expect_devices: how many there must be, of all processes; any number unless given.
 
     Returns:
@@ -207,6 +207,7 @@ def train(
         signals = resources.enter_context(Signals(say))
         watchdog = Watchdog(config.parallel.watchdog_seconds)
         resources.callback(watchdog.close)
+        trace = resources.enter_context(contextlib.ExitStack())
         pending, caught, over = None, None, orders()["over"]
         if over is not None:
             saved = f"step {first} is the last one saved" if resumed else "nothing is saved yet"
@@ -222,8 +223,8 @@ def train(
             begun = step == first
             account.enter("compile" if begun else "step")
             watchdog.now(f"step {step + 1}", COMPILING if begun else 1)
-            if step == profiled.start:
-                jax.profiler.start_trace(str(workdir / "profile"))
+            if step in profiled and step == max(first, profiled.start):
+                trace.enter_context(jax.profiler.trace(str(workdir / "profile")))
             if batch["replaced"].any():
                 drawn = data.drawn(step + 1, batch_size, offset, skip)
                 own = [drawn[row] for row in rows]
@@ -238,7 +239,7 @@ def train(
             step += 1
             if step == profiled.stop:
                 jax.block_until_ready(state)
-                jax.profiler.stop_trace()
+                trace.close()
             # The metrics of the step before: the device has this one to work on meanwhile.
             if pending is not None:
                 report(telemetry, watch, examples, *pending)
