@@ -57,8 +57,8 @@ for name, value in (("--steps", 2000), ("--batch-size", 8), ("--learning-rate", 
     parser.add_argument(name, type=type(value), default=value)
 options = parser.parse_args()
 with open(options.transcripts, encoding="utf-8", newline="") as file:
-    lines = csv.reader(file, delimiter="," if options.transcripts.suffix == ".csv" else "\t")
-    rows = [(line[0], line[1].lower()) for line in lines]
+    how = {} if file.name.endswith(".csv") else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    rows = [(line[0], line[1].lower()) for line in csv.reader(file, **how) if line]
 held_out, train = rows[::10], [row for i, row in enumerate(rows) if i % 10]
 symbols = ["<pad>", "<unk>", "|", *sorted(set("".join(text for _, text in rows)) - {" "})]
 options.output.mkdir(parents=True, exist_ok=True)

@@ -142,11 +142,7 @@ def faults_of(job: jobs.Job, folder: pathlib.Path, without_compile: bool) -> lis
     Raises:
       UserError: a file of it is gone, or what it takes to look is not installed.
     """
-    names = target_of(job).render(job)
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise UserError(f"{folder} lacks {', '.join(absent)}; render the job again.")
-    files = {name: (folder / name).read_text(encoding="utf-8") for name in names}
+    files = files_of(job, folder)
     with tempfile.TemporaryDirectory() as temporary:
         root = tree.unpack(folder / job.tree, temporary)
         faults = checks.of_job(job, root) + checks.of_files(job, files)
@@ -157,11 +153,25 @@ def faults_of(job: jobs.Job, folder: pathlib.Path, without_compile: bool) -> lis
     return faults
 
 
+def files_of(job: jobs.Job, folder: pathlib.Path) -> dict[str, str]:
+    """Name -> text of all files that a job's target has rendered.
+
+    Raises:
+      UserError: one of them is gone.
+    """
+    names = target_of(job).render(job)
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise UserError(f"{folder} lacks {', '.join(absent)}; render the job again.")
+    return {name: (folder / name).read_text(encoding="utf-8") for name in names}
+
+
 def submit(options: argparse.Namespace) -> int:
     """Starts a job, rendered now or before, unless something is wrong with it at first sight."""
     job, folder = rendered(options, options.job)
     with tempfile.TemporaryDirectory() as temporary:
         faults = checks.of_job(job, tree.unpack(folder / job.tree, temporary))
+    faults += target_of(job).faults(job, files_of(job, folder))
     if faults:
         raise UserError(" ".join(faults))
     target_of(job).submit(job, folder)

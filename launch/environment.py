@@ -271,14 +271,15 @@ def _install(job: Job) -> list[str]:
 
 def _mount(place: Mount) -> str:
     script = _writable(place) if place.writable else mount.script(place.url, place.folder)
-    return f"mountpoint -q {place.folder} || sh <<'MOUNT'\n{script}MOUNT"
+    return f"mountpoint -q {shlex.quote(place.folder)} || sh <<'MOUNT'\n{script}MOUNT"
 
 
 def _writable(place: Mount) -> str:
     if not place.inside:
         raise UserError(f"{place.url} is a whole bucket; name a folder in it.")
-    return f"""mkdir -p {place.folder}
+    folder = shlex.quote(place.folder)
+    return f"""mkdir -p {folder}
 # Hosts see at once what another one writes, and checkpoints are folders that get renamed.
 gcsfuse --only-dir={shlex.quote(place.inside)} --implicit-dirs --metadata-cache-ttl-secs=0 \\
-  --rename-dir-limit=100000 {place.bucket} {place.folder}
+  --rename-dir-limit=100000 {place.bucket} {folder}
 """

@@ -22,6 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 VERSION = "TREE.json"
 # Code and configs are a few MiB; anything larger is a forgotten file, which no host should fetch.
 LARGEST_BYTES = 64 << 20
+# What the folders of jobs, of runs (also before their first step) and of sweeps hold.
+MADE = ("job.json", "run.json", "lease.json", "results.parquet", "units.npz", "optuna.db")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Tree:
 def pack(folder: str | os.PathLike, root: pathlib.Path = ROOT) -> Tree:
     """Packs the checkout at `root` into `folder`: tracked files, and new ones git does not ignore.
 
+    New files of jobs, runs and sweeps are left out, so that equal code is an equal tree.
+
     Args:
       folder: made if missing; an archive of the same name in it is left as it is.
       root: of the checkout.
@@ -51,10 +55,11 @@ def pack(folder: str | os.PathLike, root: pathlib.Path = ROOT) -> Tree:
     """
     commit = _git(root, "rev-parse", "HEAD").strip()
     difference = _git(root, "diff", "HEAD")
-    new = _git(root, "ls-files", "-z", "--others", "--exclude-standard")
-    listed = _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    others = _git(root, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
+    new = [name for name in others if name and not _is_made(root, name)]
+    tracked = _git(root, "ls-files", "-z", "--cached").split("\0")
     # Deleted ones are listed too, and in a conflict some twice.
-    names = sorted({name for name in listed.split("\0") if name and os.path.lexists(root / name)})
+    names = sorted({name for name in tracked + new if name and os.path.lexists(root / name)})
     _check_sizes(root, names)
     version = {"commit": commit, "difference": difference}
     content = gzip.compress(_tar(root, names, version), mtime=0)
@@ -82,6 +87,12 @@ def unpack(path: str | os.PathLike, folder: str | os.PathLike) -> pathlib.Path:
     with tarfile.open(path) as archive:
         archive.extractall(folder, filter="data")
     return folder
+
+
+def _is_made(root: pathlib.Path, name: str) -> bool:
+    """Whether a file lies in the folder of a job, a run or a sweep."""
+    folders = [root / parent for parent in pathlib.PurePosixPath(name).parents if parent.name]
+    return any((folder / mark).exists() for folder in folders for mark in MADE)
 
 
 def _tar(root: pathlib.Path, names: list[str], version: dict) -> bytes:

@@ -154,6 +154,16 @@ def test_bad_sweeps(text, said, tmp_path):
         expand.listed(expand.read(str(path)), "sweep.py")
 
 
+def test_a_field_that_the_sweep_sets_is_not_set_beside_it():
+    overrides = {"config": "configs/tiny.py", "optimizer.learning_rate": 1e-3}
+    with pytest.raises(UserError, match="sets that field itself"):
+        expand.of_overrides(overrides, "f", ["optimizer.learning_rate=5e-3"])
+    assert expand.of_overrides(overrides, "f", ["optimizer.clip=2.0"]).fields == (
+        "optimizer.clip=2.0",
+        "optimizer.learning_rate=0.001",
+    )
+
+
 def test_overrides_reach_the_config(tmp_path):
     (run,) = expand.listed(
         combine.recipe("configs/ladder.py", [{"size": 1, "optimizer.learning_rate": 3e-4}]), "f"

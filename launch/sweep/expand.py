@@ -69,10 +69,16 @@ def of_overrides(overrides: dict, spec: str, more: Sequence[str] = ()) -> Run:
     """A run from what differs: "config", and fields of it; `more` fields come from elsewhere.
 
     Raises:
-      UserError: no config, or a value that is no number, text or tuple of them.
+      UserError: no config, a value that is no number, text or tuple of them, or a field that both
+        set.
     """
     if not isinstance(overrides, dict) or "config" not in overrides:
         raise UserError(f"--sweep {spec}: {overrides!r} names no recipe; give it a 'config'.")
+    twice = sorted(overrides.keys() & {field.partition("=")[0] for field in more})
+    if twice:
+        raise UserError(
+            f"--config.{twice[0]}: the sweep {spec} sets that field itself; leave one of them out."
+        )
     own = (f"{name}={_text(v)}" for name, v in overrides.items() if name != "config")
     fields = sorted([*own, *more])
     content = json.dumps([overrides["config"], fields])

@@ -63,7 +63,8 @@ class Search:
         self._trials, self._begun, self._reported = {}, [], {}
         for trial in self._study.trials:
             running = trial.state == optuna.trial.TrialState.RUNNING
-            if trial.params.keys() == self._space.keys():
+            whole = trial.params.keys() == self._space.keys()
+            if whole and self._run(trial.params).id not in self._trials:
                 run = self._hand_out(trial)
                 self._begun += [run] * running
             elif running:

@@ -9,6 +9,7 @@ are taken away: `watch` then deletes the queued resource and creates it again.
 """
 
 import pathlib
+import shlex
 import time
 
 from data_pipelines.errors import UserError
@@ -67,12 +68,12 @@ def render(job: Job) -> dict[str, str]:
         "  # Each of these is done, whatever became of the one before.",
         "  set +e",
         "  trap '' TERM INT",
-        f'  gcloud storage cp {WORK}/job.log "{place}/logs/$(hostname).log" ||',
+        f'  gcloud storage cp {WORK}/job.log {shlex.quote(f"{place}/logs/")}"$(hostname).log" ||',
         '    echo "the log could not be copied" >&2',
         "  # Taken away, or stopped by its user: others look after the rest.",
         f'  if [ "$told" ] || [ -e {WORK}/stopped ]; then return; fi',
         f'  echo "$status" > {WORK}/ended',
-        f'  gcloud storage cp {WORK}/ended "{place}/ended/$(hostname)" ||',
+        f'  gcloud storage cp {WORK}/ended {shlex.quote(f"{place}/ended/")}"$(hostname)" ||',
         '    echo "nobody will know that this host has ended" >&2',
         *([] if job.keep else [f"  sleep {LINGER_SECONDS}", "  " + " ".join(delete)]),
         "}",
@@ -81,7 +82,7 @@ def render(job: Job) -> dict[str, str]:
         environment.HALT,
         f"cat > {WORK}/start.sh <<'START'",
         f"{start}START",
-        f"gcloud storage cp {place}/{job.tree} {WORK}/",
+        f"gcloud storage cp {shlex.quote(f'{place}/{job.tree}')} {WORK}/",
         *environment.host_lines(job, work=WORK),
         'exit "$status"',
         "",

@@ -196,7 +196,10 @@ def _container(job: Job) -> str:
         mounts = ",".join(shlex.quote(f"{place}:{place}") for place in places)
         return f'--container-image={image} --container-mounts="$PWD:$PWD",{mounts} '
     binds = ",".join(map(shlex.quote, places))
-    return f'apptainer exec --nv --bind "$PWD",{binds} {image} '
+    # A name alone is a file for apptainer.
+    is_file = job.place.startswith(("/", ".")) or job.place.endswith((".sif", ".sqsh"))
+    source = image if is_file or "://" in job.place else f"docker://{image}"
+    return f'apptainer exec --nv --bind "$PWD",{binds} {source} '
 
 
 def _useless() -> str:

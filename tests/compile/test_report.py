@@ -131,8 +131,10 @@ def test_every_mesh_of_a_slice_is_looked_at():
     assert len(shapes) == 5 + 4 + 3 + 2
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"v5e": 1.2}'])
-def test_a_table_of_prices_without_a_date_is_refused(content, tmp_path):
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"v5e": 1.2}', '{"date": "x", "h100": "1.2"}', '{"date": "x", "v4": -1}']
+)
+def test_what_is_no_table_of_prices_is_refused(content, tmp_path):
     path = tmp_path / "prices.json"
     path.write_text(content)
     with pytest.raises(UserError, match="is no table of prices"):

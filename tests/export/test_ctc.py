@@ -136,7 +136,8 @@ def tones(tmp_path_factory):
             file.setparams((1, 2, 16_000, 0, "NONE", ""))
             file.writeframes((32767 * samples).astype("<i2").tobytes())
         lines.append(f"{number}.wav\t{text}\n")
-    (root / "text.tsv").write_text("".join(lines))
+    # Blank lines between them are none.
+    (root / "text.tsv").write_text("\n".join(lines))
     return root
 
 
@@ -165,4 +166,13 @@ def test_the_example_learns_without_jax(exported, tones, tmp_path):
     )
     with wave.open(str(tones / "0.wav")) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2") / np.float32(32768)
-    assert recognizer(samples)["text"] == (tones / "text.tsv").read_text().split()[1]
+    text = (tones / "text.tsv").read_text().split()[1]
+    assert recognizer(samples)["text"] == text
+    # Each tone lasts 0.2 s and a pause of 0.1 s follows.
+    timed = recognizer(samples, return_timestamps="char")["chunks"]
+    for number, chunk in enumerate(timed):
+        assert chunk["text"] == text[number]
+        assert 0.3 * number - 0.05 < chunk["timestamp"][0] < 0.3 * number + 0.25
+    # Of long audio, piece by piece, nothing is lost.
+    cut = recognizer(np.tile(samples, 6), chunk_length_s=2, stride_length_s=0.5)["text"]
+    assert abs(len(cut) - 6 * len(text)) <= 2

@@ -31,6 +31,9 @@ def test_the_command_and_back(latent_run, tmp_path, capsys):
     np.testing.assert_allclose(layers, expected["layers"], atol=1e-3)
     (sound,) = extractor.sound(found["input_features"])
     assert sound.shape == (39 * 320,)
+    # Called with narrower numbers, the codec stays as wide as it was.
+    extractor.sound(found["input_features"].to(torch.bfloat16))
+    np.testing.assert_array_equal(extractor(wave)["input_features"], found["input_features"])
     # Saved by PyTorch, it is loaded with its codec again.
     extractor.save_pretrained(tmp_path / "saved")
     again = type(extractor).from_pretrained(tmp_path / "saved", local_files_only=True)

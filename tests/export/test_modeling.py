@@ -61,6 +61,14 @@ def test_without_jax(exported, exported_model, tmp_path):
         assert float(figures[name]) <= parity.BARS["float32"][name], figures
 
 
+def test_with_weights_of_eight_bits_the_features_keep_theirs(loaded):
+    torch.backends.quantized.engine = "fbgemm"
+    narrow = torch.ao.quantization.quantize_dynamic(loaded, {torch.nn.Linear}, torch.qint8)
+    with torch.no_grad():
+        whole, found = (model(**batch(40)).last_hidden_state for model in (loaded, narrow))
+    assert 0 < (found - whole).std() / whole.std() < 0.1
+
+
 @pytest.fixture
 def loaded(exported):
     """To be changed."""

@@ -262,6 +262,24 @@ def test_submit_refuses_what_is_wrong_at_first_sight(tmp_path, programs, capsys)
     assert not programs.calls("gcloud")
 
 
+@pytest.mark.parametrize(
+    ("program", "arguments", "said"),
+    [
+        ("sbatch", jobs.changed(jobs.SLURM, workdir="runs/large"), "runs/large is not absolute"),
+        ("sbatch", jobs.changed(jobs.SLURM, data="gs://bucket/shards"), "mount no stores"),
+        ("sky", jobs.changed(jobs.SKY, topology="v5e:4x4", slices=2), "SkyPilot has single slices"),
+    ],
+)
+def test_submit_refuses_what_its_target_can_not_do(
+    tmp_path, programs, capsys, program, arguments, said
+):
+    """A run in a folder of a node's own would be gone with its first attempt."""
+    programs.play(program)
+    assert cli.main(["submit", *arguments, "--output", str(tmp_path / "job")]) == 2
+    assert said in capsys.readouterr().err
+    assert not programs.calls(program)
+
+
 def test_of_several_jobs_each_fault_names_its_own(tmp_path, capsys):
     folders = [jobs.render(tmp_path / target, jobs.ALL[target]) for target in ("tpu-vm", "slurm")]
     wrong = jobs.render(tmp_path / "wrong", jobs.changed(jobs.TPU, grace=5, name="hasty"))

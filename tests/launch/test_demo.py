@@ -11,8 +11,8 @@ from tests.runs import ROOT
 REAL = json.loads((ROOT / "docs" / "logs" / "demo_evaluation.json").read_text())
 # Where a bar is about to be missed: the value's path, and what it is set to.
 MISSES = {
-    "phone accuracy, trained: untrained + 0.05": ("phone_accuracy", "untrained_best", 0.50),
-    "phone accuracy, trained: log-mel + 0.10": ("phone_accuracy", "log_mel", 0.45),
+    "phone accuracy, trained: untrained + 0.05": ("phone_accuracy", "untrained_best", 0.51),
+    "phone accuracy, trained: log-mel + 0.10": ("phone_accuracy", "log_mel", 0.46),
     "codebook perplexity, mean: V / 4": ("codebook_perplexity", "mean", 15.9),
     "codebook perplexity, min: V / 8": ("codebook_perplexity", "min", 7.9),
     "flow loss, last: 0.5 x first": ("flow_matching_validation_loss", "first", 1.19),

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 
@@ -221,6 +222,16 @@ def called(folder: pathlib.Path) -> list[str]:
     calls = (folder / "gcloud").read_text().splitlines()
     names = {"/logs/": "log", "/ended/": "mark", " delete ": "delete"}
     return [name for call in calls for part, name in names.items() if part in call]
+
+
+def test_places_with_spaces_are_one_word(tmp_path):
+    arguments = jobs.changed(jobs.TPU, workdir="gs://lab/my run", data="gs://lab/my shards")
+    lines = (jobs.render(tmp_path / "job", arguments) / "startup.sh").read_text().splitlines()
+    copied = [shlex.split(line.replace(" ||", "")) for line in lines if "storage cp" in line]
+    assert len(copied) == 3 and all(len(words) == 5 for words in copied)
+    mounted = [shlex.split(line.partition(" || ")[0]) for line in lines if "mountpoint" in line]
+    assert len(mounted) == 2 and all(len(words) == 3 for words in mounted)
+    assert any(words[-1].endswith("/my shards") for words in mounted)
 
 
 @pytest.mark.parametrize("status", [0, 3])

@@ -167,6 +167,21 @@ def test_slurm_containers_see_the_places(container, words, tmp_path):
         assert place in batch[batch.index(words) :]
 
 
+@pytest.mark.parametrize(
+    ("image", "source"),
+    [
+        ("eu.pkg.dev/lab/uniwav:7", "docker://eu.pkg.dev/lab/uniwav:7"),
+        ("oras://eu.pkg.dev/lab/uniwav:7", "oras://eu.pkg.dev/lab/uniwav:7"),
+        ("/images/uniwav.sif", "/images/uniwav.sif"),
+        ("uniwav.sif", "uniwav.sif"),
+    ],
+)
+def test_an_image_of_a_registry_is_named_so_that_apptainer_fetches_it(image, source, tmp_path):
+    arguments = jobs.changed(jobs.SLURM, venv=None, image=image, container="apptainer")
+    batch = (jobs.render(tmp_path / "job", arguments) / "job.sbatch").read_text()
+    assert f" {source} bash " in batch
+
+
 # ---- the batch script of Slurm ------------------------------------------------------------------
 
 # Two tasks of the step; the second srun cleans up.

@@ -28,7 +28,7 @@ def wanted(trials: int, startup_trials: int = 5) -> dict:
 
 def rate(run) -> float:
     """The learning rate of a run."""
-    return next(float(f.partition("=")[2]) for f in run.fields if f.startswith(RATE))
+    return next((float(f.partition("=")[2]) for f in run.fields if f.startswith(RATE)), 1.0)
 
 
 def finish(source: Search, run, place) -> None:
@@ -84,7 +84,11 @@ def test_what_was_drawn_before_is_not_trained_again(place):
     taken = []
     while (run := source.take()) is not None:
         taken.append(run.id)
+        finish(source, run, place)
     assert len(taken) == len(set(taken)) == 2 and len(source._study.trials) == 6
+    again = Search(place.folder, twice, "f")
+    assert again.take() is None and sorted(run.id for run in again.runs) == sorted(taken)
+    assert {again.state(run) for run in again.runs} == {runner.DONE}
 
 
 def test_a_kill_before_anything_was_drawn_leaves_nothing_to_go_on_with(place):

@@ -77,6 +77,20 @@ def test_equal_trees_are_equal_bytes_and_others_have_another_name(checkout, tmp_
     assert first.path.read_bytes() == third.path.read_bytes()
 
 
+def test_jobs_runs_and_sweeps_inside_of_the_checkout_do_not_go_along(checkout, tmp_path):
+    before = tree.pack(tmp_path / "job", checkout).path.name
+    for place, made in (("S/jobs/a", "job.json"), ("S/trained/a", "run.json"), ("S", "units.npz")):
+        (checkout / place / "deep").mkdir(parents=True)
+        (checkout / place / made).write_text("{}")
+        (checkout / place / "deep" / "large").write_text(made)
+    packed = tree.pack(checkout / "S" / "jobs" / "a", checkout)
+    assert packed.path.name == before and not packed.changed
+    assert tree.pack(checkout / "S" / "jobs" / "b", checkout).path.name == before
+    # Tracked ones are code: tests hold some.
+    git(checkout, "add", "S/trained/a")
+    assert "S/trained/a/run.json" in names(tree.pack(tmp_path / "job", checkout))
+
+
 def test_an_archive_is_written_once(checkout, tmp_path):
     first = tree.pack(tmp_path / "job", checkout)
     before = first.path.stat().st_mtime_ns

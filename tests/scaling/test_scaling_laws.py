@@ -67,6 +67,8 @@ def test_the_report_stands_alone(fitted):
         (["--flops", "-1"], "--flops -1.0 must be positive"),
         (["--mfu", "2", "--chip-hours", "1", "--chip", "v5e"], "--mfu 2.0 must be"),
         (["--refits", "3"], "takes at least 20"),
+        (["--huber-delta", "inf"], "at most 1"),
+        (["--seed", "-1"], "--seed -1 must not be negative"),
         (["--loss", "nothing"], "has no column nothing"),
     ],
 )

@@ -71,6 +71,16 @@ def test_what_is_shown(tmp_path, capsys):
     assert output.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_probes_that_left_out_other_speakers_are_told_apart(tmp_path, capsys):
+    folders = [make_run(tmp_path / n, losses={0: 2.0}, accuracy=0.5) for n in "ab"]
+    evaluation = json.loads((tmp_path / "b" / "evaluation.json").read_text())
+    evaluation["excluded_speakers"] = ["ann", "bob"]
+    (tmp_path / "b" / "evaluation.json").write_text(json.dumps(evaluation))
+    assert main(["compare", *folders, "--output", str(tmp_path / "x.png")]) == 0
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert "without the speakers - ann, bob".split() in said
+
+
 def test_three_runs_one_of_them_not_evaluated(tmp_path):
     folders = [
         make_run(tmp_path / name, losses={0: 2.0, 5: loss}, accuracy=accuracy)

@@ -230,6 +230,14 @@ def test_few_shots(config, shots, classes):
     assert names == getattr(catalogue, classes)[task.utterance].tolist()
 
 
+def test_few_shots_of_speakers_test_those_that_train(config):
+    records = digits()
+    others = [record(100 + i, f"new{i}" if i % 2 else "", "test", label="1") for i in range(8)]
+    task = labelled.label_task(catalogue_of([*records, *others]), config, "speaker", 1)
+    rows = task.tests["speaker_accuracy_few_shot"]
+    assert len(rows) == 12 and (task.targets >= 0).all()
+
+
 def test_labels_of_a_left_out_speaker(config):
     catalogue = catalogue_of(digits(), excluded=("voice1",))
     task = labelled.label_task(catalogue, config, "label", None)

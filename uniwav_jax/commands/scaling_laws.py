@@ -53,8 +53,12 @@ def run(options) -> int:
 
     if options.refits < 20:
         raise UserError(f"--refits {options.refits}: an interval takes at least 20.")
-    if not options.huber_delta > 0:
-        raise UserError(f"--huber-delta {options.huber_delta} must be positive.")
+    if not 0 < options.huber_delta <= 1:
+        raise UserError(
+            f"--huber-delta {options.huber_delta} must be above 0 and at most 1: least squares."
+        )
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed} must not be negative.")
     budget = budget_of(options)
     table = results.read(options.results, tuple(options.loss), tuple(options.leave_out))
     fits = []

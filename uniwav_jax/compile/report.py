@@ -8,7 +8,7 @@ import jax
 
 from uniwav_jax import recipes
 from uniwav_jax.compile import aot, flops, predict, traffic
-from uniwav_jax.compile.chips import GIB, Topology
+from uniwav_jax.compile.chips import CHIPS, GIB, Topology
 from uniwav_jax.compile.collectives import summary
 from uniwav_jax.errors import UserError
 from uniwav_jax.parallel.axes import AXES, check_batch, mesh_shape
@@ -32,8 +32,13 @@ def read_prices(path: pathlib.Path = PRICES) -> dict:
     try:
         prices = json.loads(pathlib.Path(path).read_text())
         prices["date"]
+        for chip in prices.keys() & CHIPS.keys():
+            price = prices[chip]
+            known = isinstance(price, (int, float)) and not isinstance(price, bool) and price >= 0
+            if price is not None and not known:
+                raise ValueError(f"{chip} costs {price!r}, which is no number of dollars")
         return prices
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"--prices {path} is no table of prices ({error}); {PRICES} shows what one looks like."
         ) from error

@@ -82,6 +82,7 @@ def model_config(config, chosen: str, training: dict) -> dict:
         "dtype": str(config.training.parameter_dtype),
         "format_version": FORMAT,
         "channels": config.features.channels,
+        "inputs_to_logits_ratio": config.features.hop,
         "encoder_depth": layers,
         "encoder_width": config.encoder.width,
         "encoder_heads": config.encoder.heads,

@@ -33,6 +33,10 @@ OTHERS = {
 }
 
 
+# What directories that were exported before lack.
+YOUNGER = {"inputs_to_logits_ratio"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Export:
     """A directory that may be loaded.
@@ -92,7 +96,8 @@ def opened(folder: pathlib.Path) -> Export:
     unknown = sorted(held.keys() - expected.keys() - OTHERS)
     if unknown:
         raise UserError(f"{folder}/config.json has the unknown field '{unknown[0]}'; remove it.")
-    for name in sorted(expected.keys() - {"architectures", "auto_map", "dtype", "training"}):
+    compared = expected.keys() - {"architectures", "auto_map", "dtype", "training"}
+    for name in sorted(compared - (YOUNGER - held.keys())):
         if held.get(name) != expected[name]:
             raise UserError(
                 f"{folder}/config.json says {name} = {held.get(name)!r}, and the run's config "

@@ -45,6 +45,7 @@ def join(processes: str | None, process: int | None, coordinator: str | None, pa
 
     Raises:
       UserError: arguments that do not fit together, or one worker of a pod started alone.
+      ProcessLost: the others did not come, which may be otherwise at a restart.
     """
     if processes is None:
         _check_alone()
@@ -75,11 +76,14 @@ def join(processes: str | None, process: int | None, coordinator: str | None, pa
         f"process {process if process is not None else '?'} of {processes} waited "
         f"{parallel.start_seconds} s for the others; start the same command on all of them, with "
         f"the same --coordinator ({coordinator or 'found by JAX'}).",
+        ProcessLost.status,
     ):
         try:
             jax.distributed.initialize(**address, **timing)
-        except (RuntimeError, ValueError) as error:
+        except ValueError as error:
             raise UserError(f"the processes could not be joined: {error}") from error
+        except RuntimeError as error:
+            raise ProcessLost(f"the processes could not be joined: {error}") from error
     # Orbax asks the same manager with steps of its own, which would spoil what is agreed on.
     _notices.append(distributed.global_state.preemption_sync_manager)
     distributed.global_state.preemption_sync_manager = None

@@ -89,7 +89,8 @@ def evaluation_rows(runs: list["Run"]) -> list[list[str]]:
     if not any(run.evaluation for run in runs):
         return []
     found = [_numbers(run.evaluation) for run in runs]
-    rows = []
+    left_out = [", ".join(run.evaluation.get("excluded_speakers", [])) or "-" for run in runs]
+    rows = [["without the speakers", *left_out]] if len(set(left_out)) > 1 else []
     for name in dict.fromkeys(name for numbers in found for name in numbers):
         values = [_number(numbers.get(name)) for numbers in found]
         # Settings are the same as a rule and then say nothing.

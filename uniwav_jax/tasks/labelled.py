@@ -172,6 +172,8 @@ def label_task(catalogue: "Catalogue", config, classes: str, shots: int | None) 
         left_out = left_out[:0]
         wanted &= members(names, names[official])
     pool = catalogue.pool(wanted, options.utterances)
+    if classes == "speaker":
+        official = official[members(names[official], names[pool])]
     official, left_out = official[: options.utterances], left_out[: options.utterances]
     test = np.concatenate([official, left_out])
     if not len(test):

@@ -139,11 +139,14 @@ def cost(config, mixture, workdir: pathlib.Path) -> dict:
     drawn = data.progress(mixture, 0, steps * config.training.batch_size, config.data.skip_slots)
     rate = config.features.sample_rate / config.features.hop
     frames = sum(hours * 3600 * rate for name, hours in drawn.items() if name.endswith("/hours"))
-    unique = min(frames, mixture.epoch_hours * 3600 * rate)
+    unique = sum(
+        drawn[f"{part.name}/hours"] / max(1.0, drawn[f"{part.name}/epochs"])
+        for part in mixture.parts
+    )
     spent = totals(read_attempts(workdir / "report.json", lambda line: None))
     return {
         "frames": round(frames),
-        "unique_frames": round(unique),
+        "unique_frames": round(unique * 3600 * rate),
         "passes": max(1.0, *(n for name, n in drawn.items() if name.endswith("/epochs"))),
         "flops": sum(model_flops(config).values()) * steps,
         "goodput": spent["goodput"],

@@ -14,6 +14,7 @@ class UniWavConfig(PretrainedConfig):
     Args:
       format_version: of this file; a newer one is refused.
       channels: of the surface features.
+      inputs_to_logits_ratio: samples a frame, by which pipelines reckon times.
       encoder_depth, encoder_width, encoder_heads: of the encoder; depth 0 gives h0 alone.
       positions: "conv", "rope" or "conv+rope".
       position_layers, position_groups, position_kernel: of the convolutions.
@@ -32,6 +33,7 @@ class UniWavConfig(PretrainedConfig):
         self,
         format_version: int = FORMAT,
         channels: int = 80,
+        inputs_to_logits_ratio: int = 320,
         encoder_depth: int = 12,
         encoder_width: int = 768,
         encoder_heads: int = 12,
@@ -65,6 +67,7 @@ class UniWavConfig(PretrainedConfig):
             raise ValueError(f"config.json has the unknown field '{unknown[0]}'; remove it.")
         self.format_version = format_version
         self.channels = channels
+        self.inputs_to_logits_ratio = inputs_to_logits_ratio
         self.encoder_depth = encoder_depth
         self.encoder_width = encoder_width
         self.encoder_heads = encoder_heads

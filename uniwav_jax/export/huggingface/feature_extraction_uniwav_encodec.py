@@ -73,7 +73,10 @@ class UniWavEncodecFeatureExtractor(UniWavFeatureExtractor):
     def surface(self, waves: list[Tensor]) -> Tensor:
         """Waveforms [samples] -> latents [batch, frames, feature_size], zeros after their ends."""
         with torch.no_grad():
-            found = [self._codec(wave).encoder(wave[None, None])[0].T for wave in waves]
+            found = [
+                self._codec(wave).encoder(self._wide(wave)[None, None])[0].T.to(wave.dtype)
+                for wave in waves
+            ]
         return torch.nn.utils.rnn.pad_sequence(found, batch_first=True)
 
     def sound(self, features: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
@@ -82,13 +85,18 @@ class UniWavEncodecFeatureExtractor(UniWavFeatureExtractor):
         frames = [whole] * len(latents) if attention_mask is None else attention_mask.sum(1)
         with torch.no_grad():
             return [
-                self._codec(x).decoder(x[:count].T[None])[0, 0]
+                self._codec(x).decoder(self._wide(x)[:count].T[None])[0, 0].to(x.dtype)
                 for x, count in zip(latents, frames, strict=True)
             ]
 
     def _codec(self, like: Tensor) -> EncodecModel:
-        self.codec = self.codec.to(like)
+        self.codec = self.codec.to(self._wide(like))
         return self.codec
+
+    @staticmethod
+    def _wide(x: Tensor) -> Tensor:
+        # Narrower weights would stay rounded.
+        return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def digest(folder: pathlib.Path) -> str:

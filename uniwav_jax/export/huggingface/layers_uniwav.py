@@ -118,7 +118,7 @@ class Encoder(nn.Module):
 
     def embed(self, x: Tensor, valid: Tensor | None, mask: Tensor | None) -> Tensor:
         """h0 [B, T, D]; the mask vector stands for the frames of `mask`."""
-        h = self.projection(x.to(self.projection.weight.dtype))
+        h = self.projection(x.to(self.mask_vector.dtype))
         if mask is not None:
             h = torch.where(mask[..., None], self.mask_vector, h)
         if len(self.convolutions):
@@ -189,7 +189,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor, t: Tensor, valid: Tensor | None) -> Tensor:
         """x_t [B, T, C], z [B, T, D], t [B] in 0 ... 1 -> [B, T, C]."""
-        dtype = self.input.weight.dtype
+        dtype = self.null_condition.dtype
         h = zeroed(self.input(torch.cat([x.to(dtype), condition.to(dtype)], dim=-1)), valid)
         e, modulation = self.modulations(t)
         inputs = []
@@ -203,6 +203,6 @@ class Decoder(nn.Module):
 
     def modulations(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """t [B] -> e [B, D], and what modulates all layers [B, 6, D]."""
-        e = self.time_in(time_features(t, self.time_channels).to(self.input.weight.dtype))
+        e = self.time_in(time_features(t, self.time_channels).to(self.null_condition.dtype))
         e = self.time_out(functional.silu(e))
         return e, self.modulation(functional.silu(e)).view(len(e), 6, -1)
