@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
 # Why an utterance is left out of the shards; the index counts and names them by these words.
 REJECT_REASONS = ("undecodable", "non-finite", "short", "silent")
-
-
 # What helps against a damaged file of a shard folder: a write makes again what is missing.
 REPAIR = "restore the file from a copy, or remove it and run the same write command again"
 
@@ -14,10 +14,21 @@ class UserError(Exception):
     """A fault that the user can mend: one sentence saying what, where, and what to do.
 
     The command lines print it as ``error: ...`` on stderr, without a traceback, and exit with
-    status 2.
+    its status (``data_pipelines`` always with 2).
     """
 
     status = 2
+
+
+class Refused(UserError):
+    """The system goes on refusing a file: disks and mounts recover, and jobs start again."""
+
+    status = 1
+
+
+# What is wrong with a path, and stays so.
+_MISTAKES = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_MISTAKES += (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def refused(error: OSError) -> UserError:
@@ -28,7 +39,8 @@ def refused(error: OSError) -> UserError:
     """
     if error.filename is None:
         raise error
-    return UserError(
+    kind = UserError if error.errno in _MISTAKES else Refused
+    return kind(
         f"{error.filename}: {error.strerror}; look after the path, its permissions and the disk"
     )
 

@@ -19,7 +19,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from data_pipelines import paths
-from data_pipelines.errors import REPAIR, Damaged, UserError
+from data_pipelines.errors import REPAIR, Damaged, Refused, UserError
 from data_pipelines.index import Index, read_index
 from data_pipelines.records import Record, decode, decode_flac, segment_edges, unpack
 
@@ -170,7 +170,8 @@ class RecordReader:
 
         Raises:
           Damaged: the shard is missing or damaged.
-          UserError: the system goes on refusing, or this process may not open another file.
+          Refused: the system goes on refusing.
+      UserError: this process may not open another file.
           IndexError: i is not in 0 … len - 1.
         """
         shard, first = self._locate(i)
@@ -197,7 +198,7 @@ class RecordReader:
                     "that `ulimit -n` shows and run the same command again"
                 ) from fault
             if wait is None:
-                raise UserError(
+                raise Refused(
                     f"{self.place(i)} can't be read ({_short(fault)}, {len(WAITS) + 1} times): "
                     "look after the disk or the mount and run the same command again"
                 ) from fault

@@ -38,8 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-      Exit status: what the command says (0), 2 after a mistake in what was asked for, 3 when
-      training stopped itself, 5 when another process was lost, 75 after SIGTERM, 130 after Ctrl-C.
+      Exit status: what the command says (0), 1 when the system goes on refusing a file, 2 after a
+      mistake in what was asked for, 3 when training stopped itself, 5 when another process was
+      lost, 75 after SIGTERM, 130 after Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser(COMPILE_CACHE))
@@ -73,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         return failed(error, error.status)
     except OSError as error:
-        return failed(refused(error), UserError.status)
+        said = refused(error)
+        return failed(said, said.status)
     except KeyboardInterrupt as error:
         print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
         return 130

@@ -11,8 +11,9 @@ import pytest
 
 from data_pipelines import reader as readers
 from data_pipelines import verify
-from data_pipelines.errors import Damaged, UserError
+from data_pipelines.errors import Damaged, UserError, refused
 from data_pipelines.reader import RecordReader
+from launch.environment import FINAL
 from tests.data_pipelines.noise import assert_same, opened, take, write_noise
 
 
@@ -64,6 +65,19 @@ def test_a_read_that_goes_on_failing_ends_the_run_and_replaces_nothing(shards):
     with pytest.raises(UserError, match=words) as caught:
         take(refusing(opened(shards), shards, 3), 1)
     assert not isinstance(caught.value, Damaged)
+    # Jobs start again after it, as after no other mistake.
+    assert caught.value.status == 1 and caught.value.status not in FINAL
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [("EIO", 1), ("ESTALE", 1), ("EACCES", 2), ("ENOTDIR", 2), ("EROFS", 2)]
+)
+def test_what_recovers_and_what_stays_wrong_are_told_apart(number, status):
+    code = getattr(errno, number)
+    said = refused(OSError(code, os.strerror(code), "/runs/a"))
+    assert said.status == status and f"/runs/a: {os.strerror(code)}" in str(said)
+    with pytest.raises(OSError):
+        refused(OSError(code, os.strerror(code)))
 
 
 def test_what_the_library_itself_says_of_a_refusal(tmp_path):

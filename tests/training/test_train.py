@@ -133,6 +133,10 @@ def test_wrong_arguments_are_one_sentence(small_shards, tmp_path):
         status=2,
     )
     assert result.stderr.startswith("error: --config configs/none.py: no such file")
+    (tmp_path / "file").touch()
+    result = runs.train(small_shards, tmp_path / "file", status=2)
+    assert "file" in result.stderr and "irectory" in result.stderr
+    assert "Traceback" not in result.stderr
     result = runs.train(tmp_path / "nothing", tmp_path / "run", status=2)
     assert "nothing" in result.stderr and result.stderr.count("\n") == 1
 
