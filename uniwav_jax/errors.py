@@ -1,8 +1,8 @@
 """What ends a command with one sentence; the exit status says of which kind it was."""
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import Refused, UserError
 
-__all__ = ["Preempted", "ProcessLost", "TrainingStopped", "UserError"]
+__all__ = ["Preempted", "ProcessLost", "Refused", "TrainingStopped", "UserError"]
 
 
 class TrainingStopped(UserError):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from uniwav_jax.errors import UserError
+from uniwav_jax.errors import Refused, UserError
 from uniwav_jax.parallel.mesh import make_mesh
 from uniwav_jax.training.checkpoint import Checkpoints
 from uniwav_jax.training.program import abstract_state, state_maker
@@ -57,6 +57,29 @@ def test_the_newest_are_kept_and_those_of_every_so_many_steps(tmp_path, small_ru
         assert checkpoints.meta(6)["note"] == "step 6" and checkpoints.data(4)["position"] == 4
         with pytest.raises(UserError, match="has no checkpoint 5; it has 4, 6, 7"):
             checkpoints.meta(5)
+
+
+def test_keep_every_0_keeps_none_for_good(tmp_path, small_run):
+    config = read_run(small_run)["config"]
+    with config.unlocked():
+        config.checkpoint.update(every=1, keep=2, keep_every=0)
+    state = jax.jit(state_maker(config))()
+    with Checkpoints(tmp_path / "c", config, writer=True) as checkpoints:
+        for step in range(1, 5):
+            checkpoints.save(step, state, {"position": step}, {})
+    with Checkpoints(tmp_path / "c", config) as checkpoints:
+        assert checkpoints.steps == [3, 4]
+
+
+def test_a_save_that_fails_is_said_and_may_go_well_the_next_time(tmp_path, small_run):
+    """A folder that is gone, as a mount; unlike a full disk, which nobody but the user mends."""
+    config = read_run(small_run)["config"]
+    state = jax.jit(state_maker(config))()
+    checkpoints = Checkpoints(tmp_path / "c", config, writer=True)
+    (tmp_path / "c").rmdir()
+    (tmp_path / "c").write_text("no folder")
+    with pytest.raises(Refused, match="checkpoint 1 could not be saved in .*c: "), checkpoints:
+        checkpoints.save(1, state, {"position": 1}, {})
 
 
 def test_the_meta_says_where_the_numbers_come_from(small_run):

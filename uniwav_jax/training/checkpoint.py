@@ -21,7 +21,7 @@ import absl.logging
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from uniwav_jax.errors import UserError
+from uniwav_jax.errors import Refused, UserError
 from uniwav_jax.parallel import processes
 from uniwav_jax.training import checksums
 from uniwav_jax.training.state import TrainState
@@ -297,8 +297,9 @@ class Checkpoints:
         except Exception as error:
             if processes.is_loss(error):
                 raise
-            cause = "no space left on the disk" if is_full_disk(error) else f"{error}"
-            raise UserError(
+            full = is_full_disk(error)
+            cause = "no space left on the disk" if full else f"{error}"
+            raise (UserError if full else Refused)(
                 f"checkpoint {step} could not be saved in {self.directory}: {cause}; the ones "
                 "before it are whole; mend that and run the same command again."
             ) from error
@@ -348,7 +349,10 @@ def _some(problems: list[str]) -> str:
 
 def is_full_disk(error: BaseException) -> bool:
     """Whether an error, or what caused it, says that the disk is full."""
-    while error is not None:
+    seen = set()
+    # Orbax raises the failure of a save once more when it is closed: the chain goes round then.
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             return True
         # TensorStore reports the system's message inside a ValueError.
