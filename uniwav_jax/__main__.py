@@ -98,5 +98,14 @@ def failed(sentence, status: int) -> int:
     return status
 
 
+def end(status: int) -> None:
+    """Ends the process; after a failure at once, since threads of a save that failed wait on."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status:
+        os._exit(status)
+    sys.exit()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

@@ -216,6 +216,28 @@ def test_a_budget_of_chip_hours_stops_the_run_with_a_checkpoint(small_shards, sm
 
 
 @pytest.mark.slow
+def test_a_save_that_fails_ends_the_run_at_once(small_shards, tmp_path):
+    """A file stands where a mount was: the threads of that save would wait for ten minutes."""
+    folder = tmp_path / "run"
+    arguments = ["--config", "configs/tiny.py", "--data", small_shards, "--workdir", folder]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uniwav_jax", "train", *arguments]
+        + runs.fields(training__steps=100_000, checkpoint__every=50),
+        cwd=runs.ROOT,
+        env=runs.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not (folder / "checkpoints" / "50").exists():
+        time.sleep(0.05)
+    (folder / "checkpoints").rename(tmp_path / "away")
+    (folder / "checkpoints").touch()
+    said = process.communicate(timeout=120)[1].splitlines()[-1]
+    assert process.returncode == 1
+    assert said.startswith("error: checkpoint ") and "could not be saved" in said
+
+
+@pytest.mark.slow
 def test_a_trace_is_written_also_across_a_restart_and_the_end(small_shards, tmp_path):
     def traces():
         return len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb")))

@@ -74,7 +74,7 @@ class Checkpoints:
         self._seconds = config.parallel.barrier_seconds
         self._policy = config.checkpoint
         self._clock = clock
-        self._last_save = clock()
+        self._last_save, self._last_step = clock(), None
         self._pending = None
         self._damaged, self._whole = {}, set()
         self._choose(writer, say)
@@ -120,7 +120,7 @@ class Checkpoints:
           UserError: the save before this one failed, or this one already.
         """
         self._finish()
-        self._last_save = self._clock()
+        self._last_save, self._last_step = self._clock(), step
         with self._named(step):
             response = self._checkpointer.save_checkpointables_async(
                 step,
@@ -183,12 +183,11 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the save under way and releases the folder."""
-        step = self._pending.step if self._pending else None
         try:
             self._finish()
         finally:
-            # Raises the same failure once more.
-            with self._named(step):
+            # Raises the failure of the last save once more.
+            with self._named(self._last_step):
                 self._checkpointer.close()
 
     def __enter__(self):
