@@ -1,6 +1,7 @@
 """`python -m uniwav_jax COMMAND`: the table of commands and what their errors become."""
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -99,12 +100,12 @@ def failed(sentence, status: int) -> int:
 
 
 def end(status: int) -> None:
-    """Ends the process; after a failure at once, since threads of a save that failed wait on."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """Ends the process after a failure at once, since threads of a save that failed wait on."""
     if status:
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(status)
-    sys.exit()
 
 
 if __name__ == "__main__":
