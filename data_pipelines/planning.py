@@ -49,8 +49,7 @@ def plan(
     positive = [sample_rate, records_per_shard, crop_seconds, 1 if hours is None else hours]
     if not all(0 < number < math.inf for number in positive):
         raise UserError("sample rate, records per shard, crop and hours must be positive numbers")
-    if sample_rate > shards.HIGHEST_RATE:
-        raise UserError(f"the sample rate {sample_rate} is above {shards.HIGHEST_RATE}, FLAC's")
+    shards.require_rate(sample_rate)
     ordered = sorted(shards.prepare(corpus), key=_length)
     count = min(SAMPLE, len(ordered))
     sample = [ordered[(2 * k + 1) * len(ordered) // (2 * count)] for k in range(count)]

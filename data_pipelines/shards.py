@@ -66,8 +66,7 @@ def write(
     """
     if min(sample_rate, worker_count, records_per_shard) < 1:
         raise UserError("sample rate, workers and records per shard must be at least 1")
-    if sample_rate > HIGHEST_RATE:
-        raise UserError(f"the sample rate {sample_rate} is above {HIGHEST_RATE}, FLAC's highest")
+    require_rate(sample_rate)
     out = paths.of(out)
     utterances = prepare(corpus)
     request = _request(corpus, utterances, sample_rate, records_per_shard)
@@ -152,6 +151,12 @@ def listing_digest(utterances: Sequence[Utterance]) -> str:
             del fields["alignment"]
         digest.update(json.dumps(fields, sort_keys=True).encode("ascii"))
     return digest.hexdigest()
+
+
+def require_rate(sample_rate: int) -> None:
+    """Raises UserError for a rate, in Hz, at which FLAC can't hold records."""
+    if sample_rate > HIGHEST_RATE:
+        raise UserError(f"the sample rate {sample_rate} is above {HIGHEST_RATE}, FLAC's highest")
 
 
 def _require_text(text: str, what: str) -> None:
